@@ -1,0 +1,19 @@
+//! Compiles `proto/` in-process with protox: a fresh machine has no protoc.
+
+use std::{env, error::Error, fs, path::PathBuf};
+
+use prost::Message;
+
+const FILES: [&str; 2] = ["billing/v1/billing.proto", "raft/v1/raft.proto"];
+
+fn main() -> Result<(), Box<dyn Error>> {
+    println!("cargo:rerun-if-changed=proto");
+    let descriptors = protox::compile(FILES, ["proto"])?;
+    let out = PathBuf::from(env::var("OUT_DIR")?);
+    // For reflection: clients without generated code read the surface from the server itself.
+    fs::write(out.join("descriptors.binpb"), descriptors.encode_to_vec())?;
+    tonic_prost_build::configure()
+        .bytes(".raft.v1")
+        .compile_fds(descriptors)?;
+    Ok(())
+}
