@@ -1,1 +1,40 @@
-//! Under construction.
+//! What a node keeps on its disk: the Raft log, the vote, the `high` file, snapshots, and whose folder it is (§7).
+//!
+//! Knows bytes and indexes. Never knows what an entry means, who leads, or what an invoice is; nothing outside of this crate
+//! names sled. There is one trait for the log, [`LogDisk`], and one for snapshots, [`SnapshotStore`]; a [`Disk`] is the pair.
+
+mod error;
+mod log;
+mod snapshot;
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+
+pub use error::{FETCH_AGAIN, REJOIN, StoreError};
+pub use log::{Done, Entry, LogDisk, LogState, Pending, Purged};
+pub use snapshot::{
+    SNAPSHOT_CHUNK_BYTES, SNAPSHOT_META_BYTES_MAX, SNAPSHOTS_KEPT, SnapshotId, SnapshotInfo,
+    SnapshotReader, SnapshotStore, SnapshotSum, SnapshotWriter,
+};
+
+/// Whose folder it is. Written once, when the folder is created.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Identity {
+    /// Names the cluster; 1..=[`CLUSTER_BYTES_MAX`] bytes.
+    pub cluster: Bytes,
+    /// Never used twice in a cluster's life.
+    pub node: u64,
+    /// Wall clock at creation, for people.
+    pub created_unix_ms: u64,
+}
+
+pub const CLUSTER_BYTES_MAX: usize = 256;
+
+/// A node's disk, opened. Clones share it.
+#[derive(Clone)]
+pub struct Disk {
+    pub log: Arc<dyn LogDisk>,
+    pub snapshots: Arc<dyn SnapshotStore>,
+    pub identity: Identity,
+}
