@@ -4,7 +4,13 @@ use std::{env, error::Error, fs, path::PathBuf};
 
 use prost::Message;
 
-const FILES: [&str; 2] = ["billing/v1/billing.proto", "raft/v1/raft.proto"];
+const FILES: [&str; 5] = [
+    "billing/v1/lease.proto",
+    "billing/v1/invoice.proto",
+    "billing/v1/charge.proto",
+    "billing/v1/cluster.proto",
+    "raft/v1/raft.proto",
+];
 
 fn main() -> Result<(), Box<dyn Error>> {
     println!("cargo:rerun-if-changed=proto");
