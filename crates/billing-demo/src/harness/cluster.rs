@@ -1,0 +1,222 @@
+//! Decides how a cluster of real nodes on this machine is laid out: folders, addresses, flags.
+
+use std::{
+    path::{Path, PathBuf},
+    process::Command,
+    time::Duration,
+};
+
+use anyhow::{Context, Result, bail};
+use billing_client::Client;
+
+use super::{Output, Process, Signal, binary, free_ports};
+
+const LOOK_AGAIN: Duration = Duration::from_millis(20);
+/// Longer than the node's own patience with calls in flight.
+const STOP_PATIENCE: Duration = Duration::from_secs(15);
+
+/// How a cluster is started.
+#[derive(Debug, Clone)]
+pub struct ClusterOptions {
+    /// One folder a node under it, and one log file a node.
+    pub folder: PathBuf,
+    pub nodes: usize,
+    /// Client ports, then raft ports; empty: free ones.
+    pub ports: Vec<u16>,
+    /// `RUST_LOG`-style filter.
+    pub log: String,
+    /// Into a file beside the folder, or to our standard error.
+    pub to_terminal: bool,
+    /// More flags for every node.
+    pub flags: Vec<String>,
+}
+
+impl ClusterOptions {
+    pub fn new(folder: impl Into<PathBuf>) -> ClusterOptions {
+        ClusterOptions {
+            folder: folder.into(),
+            nodes: 3,
+            ports: Vec::new(),
+            log: "info".to_owned(),
+            to_terminal: false,
+            flags: Vec::new(),
+        }
+    }
+}
+
+/// What one node says of itself.
+pub type NodeView = billing_proto::v1::GetStatusResponse;
+
+/// The processes of one cluster. Dropped: all killed.
+pub struct Cluster {
+    options: ClusterOptions,
+    client_ports: Vec<u16>,
+    raft_ports: Vec<u16>,
+    nodes: Vec<Option<Process>>,
+}
+
+impl Cluster {
+    /// Starts every node; a node whose folder is new is told to bootstrap, once, together with its peers.
+    pub fn start(options: ClusterOptions) -> Result<Cluster> {
+        let ports = match options.ports.len() {
+            0 => free_ports(options.nodes * 2)?,
+            given if given == options.nodes * 2 => options.ports.clone(),
+            given => bail!("{given} ports given, {} needed", options.nodes * 2),
+        };
+        let (client_ports, raft_ports) = ports.split_at(options.nodes);
+        let mut cluster = Cluster {
+            client_ports: client_ports.to_vec(),
+            raft_ports: raft_ports.to_vec(),
+            nodes: (0..options.nodes).map(|_| None).collect(),
+            options,
+        };
+        std::fs::create_dir_all(&cluster.options.folder)
+            .with_context(|| format!("cannot make {}", cluster.options.folder.display()))?;
+        let new: Vec<bool> = (1..=cluster.options.nodes)
+            .map(|id| !cluster.data(id).exists())
+            .collect();
+        if new.iter().any(|new| *new) && !new.iter().all(|new| *new) {
+            bail!(
+                "some of the nodes' folders in {} exist and some are missing: a node that lost its folder must not start under its old id. \
+                 Put the folder back, or move all of them away to begin a new cluster.",
+                cluster.options.folder.display()
+            );
+        }
+        for (id, new) in (1..).zip(new) {
+            cluster.start_node(id, new)?;
+        }
+        Ok(cluster)
+    }
+
+    /// The command line of one node.
+    pub fn command(&self, id: usize, bootstrap: bool) -> Result<Command> {
+        let peers: Vec<String> = (1..=self.options.nodes)
+            .map(|peer| format!("{peer}={}/{}", self.endpoint(peer), self.raft_address(peer)))
+            .collect();
+        let mut command = Command::new(binary("billingd")?);
+        command
+            .arg("run")
+            .args(["--node-id", &id.to_string()])
+            .args(["--listen", &self.endpoint(id)])
+            .args(["--raft-listen", &self.raft_address(id)])
+            .args(["--peers", &peers.join(",")])
+            .args(["--log", &self.options.log])
+            .arg("--data-dir")
+            .arg(self.data(id))
+            .args(&self.options.flags);
+        if bootstrap {
+            command.args(["--bootstrap", "--no-prior-charges", "--ledger-id", "local"]);
+        }
+        Ok(command)
+    }
+
+    /// Starts node `id` (from 1), which must not be running.
+    pub fn start_node(&mut self, id: usize, bootstrap: bool) -> Result<()> {
+        let output = if self.options.to_terminal {
+            Output::Inherit
+        } else {
+            Output::File(self.options.folder.join(format!("node-{id}.log")))
+        };
+        let process = Process::start(format!("billingd {id}"), self.command(id, bootstrap)?, &output)?;
+        self.nodes[id - 1] = Some(process);
+        Ok(())
+    }
+
+    pub fn data(&self, id: usize) -> PathBuf {
+        self.options.folder.join(format!("node-{id}"))
+    }
+
+    pub fn folder(&self) -> &Path {
+        &self.options.folder
+    }
+
+    /// `host:port` for clients.
+    pub fn endpoint(&self, id: usize) -> String {
+        format!("127.0.0.1:{}", self.client_ports[id - 1])
+    }
+
+    fn raft_address(&self, id: usize) -> String {
+        format!("127.0.0.1:{}", self.raft_ports[id - 1])
+    }
+
+    /// All client endpoints.
+    pub fn endpoints(&self) -> Vec<String> {
+        (1..=self.options.nodes).map(|id| self.endpoint(id)).collect()
+    }
+
+    /// The process of node `id`, if it was started and not killed by us.
+    pub fn node(&mut self, id: usize) -> Option<&mut Process> {
+        self.nodes[id - 1].as_mut()
+    }
+
+    /// SIGKILL; returns when the process is gone.
+    pub fn kill(&mut self, id: usize) -> Result<()> {
+        match self.nodes[id - 1].take() {
+            Some(mut process) => process.kill(),
+            None => bail!("node {id} does not run"),
+        }
+    }
+
+    pub fn signal(&mut self, id: usize, signal: Signal) -> Result<()> {
+        self.nodes[id - 1]
+            .as_mut()
+            .with_context(|| format!("node {id} does not run"))?
+            .signal(signal)
+    }
+
+    /// What each node says of itself; `None` where it does not answer.
+    pub async fn views(&self, client: &Client) -> Vec<Option<NodeView>> {
+        let mut views = Vec::new();
+        for endpoint in self.endpoints() {
+            views.push(client.status_of(&endpoint).await.ok());
+        }
+        views
+    }
+
+    /// The node that says of itself that it leads, in the highest term.
+    pub async fn leader(&self, client: &Client) -> Option<usize> {
+        let views = self.views(client).await;
+        let leading = views.into_iter().flatten().filter(|view| {
+            view.role == billing_proto::v1::NodeRole::Leader as i32
+        });
+        leading.max_by_key(|view| view.term).map(|view| view.node_id as usize)
+    }
+
+    /// Waits until some node leads.
+    pub async fn led(&mut self, client: &Client, at_most: Duration) -> Result<usize> {
+        let deadline = tokio::time::Instant::now() + at_most;
+        loop {
+            if let Some(id) = self.leader(client).await {
+                return Ok(id);
+            }
+            self.all_running()?;
+            if tokio::time::Instant::now() >= deadline {
+                bail!("no leader within {at_most:?}; the nodes' logs are in {}", self.options.folder.display());
+            }
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    }
+
+    /// An error with its last words when a node ended that nobody killed.
+    pub fn all_running(&mut self) -> Result<()> {
+        for process in self.nodes.iter_mut().flatten() {
+            if let Some(status) = process.exited()? {
+                bail!("{} ended ({status}):\n{}", process.name(), process.last_words(10));
+            }
+        }
+        Ok(())
+    }
+
+    /// SIGTERM to all, SIGKILL to those who do not listen.
+    pub async fn stop(&mut self) -> Result<()> {
+        for process in self.nodes.iter_mut().flatten() {
+            if process.exited()?.is_none() {
+                process.signal(Signal::TERM)?;
+            }
+        }
+        for process in self.nodes.iter_mut().flatten() {
+            process.stop(STOP_PATIENCE).await?;
+        }
+        Ok(())
+    }
+}
