@@ -1,6 +1,13 @@
 //! The wire: generated messages and services, and the one place where a typed rejection becomes a status and comes back.
 //! Decides which gRPC code a refusal carries; never decides whether to refuse.
 
+pub mod convert;
+mod rejection;
+pub mod request;
+pub mod status;
+
+pub use status::Failure;
+
 /// `billing.v1`: what clients speak.
 pub mod v1 {
     #![allow(clippy::all, missing_docs)]
