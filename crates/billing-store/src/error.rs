@@ -110,7 +110,6 @@ pub enum StoreError {
     NoSnapshot { id: String },
 }
 
-#[expect(dead_code, reason = "the disks that raise them follow in the next commit")]
 impl StoreError {
     /// Tells a full disk from the rest, since a person treats it differently.
     pub(crate) fn io(doing: &'static str, path: &Path, source: io::Error) -> Self {

@@ -3,15 +3,29 @@
 //! Knows bytes and indexes. Never knows what an entry means, who leads, or what an invoice is; nothing outside of this crate
 //! names sled. There is one trait for the log, [`LogDisk`], and one for snapshots, [`SnapshotStore`]; a [`Disk`] is the pair.
 
+mod codec;
 mod error;
+mod files;
+mod folder;
+mod front;
+mod high;
+mod load;
 mod log;
+mod medium;
+#[cfg(feature = "sim")]
+pub mod sim;
+mod sled_disk;
 mod snapshot;
+mod snapshots;
+mod writer;
 
 use std::sync::Arc;
 
 use bytes::Bytes;
 
+pub use codec::{ENTRY_BYTES_MAX, MARKER_BYTES_MAX, VOTE_BYTES_MAX};
 pub use error::{FETCH_AGAIN, REJOIN, StoreError};
+pub use folder::{create, inspect, open};
 pub use log::{Done, Entry, LogDisk, LogState, Pending, Purged};
 pub use snapshot::{
     SNAPSHOT_CHUNK_BYTES, SNAPSHOT_META_BYTES_MAX, SNAPSHOTS_KEPT, SnapshotId, SnapshotInfo,
