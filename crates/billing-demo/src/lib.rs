@@ -3,3 +3,5 @@
 
 pub mod books;
 pub mod harness;
+pub mod probe;
+pub mod run;

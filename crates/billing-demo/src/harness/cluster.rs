@@ -2,7 +2,7 @@
 
 use std::{
     path::{Path, PathBuf},
-    process::Command,
+    process::{Command, ExitStatus},
     time::Duration,
 };
 
@@ -205,6 +205,21 @@ impl Cluster {
             }
         }
         Ok(())
+    }
+
+    /// A node that has ended though nobody asked it to; it then counts as not running.
+    pub fn ended(&mut self) -> Result<Option<(usize, ExitStatus)>> {
+        for (position, node) in self.nodes.iter_mut().enumerate() {
+            let status = match node {
+                Some(process) => process.exited()?,
+                None => None,
+            };
+            if let Some(status) = status {
+                *node = None;
+                return Ok(Some((position + 1, status)));
+            }
+        }
+        Ok(None)
     }
 
     /// SIGTERM to all, SIGKILL to those who do not listen.

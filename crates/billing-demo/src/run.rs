@@ -1,0 +1,357 @@
+//! The charge run that loses its leader: starts everything, breaks it in the middle, and says what the books say.
+//! Decides when the leader dies and a worker stalls; never helps the cluster to recover.
+
+use std::{
+    collections::BTreeMap,
+    path::{Path, PathBuf},
+    process::{Command, Stdio},
+    time::{Duration, Instant},
+};
+
+use anyhow::{Context, Result, bail};
+use billing_client::{Client, v1};
+use indicatif::{ProgressBar, ProgressStyle};
+
+use crate::{
+    books::{self, Comparison, LedgerEntry, Status},
+    harness::{Cluster, ClusterOptions, Output, Process, Signal, binary},
+    probe::Probe,
+};
+
+/// Short, so that a stalled worker's leases end while people watch.
+const SESSION_TTL: Duration = Duration::from_secs(4);
+/// Longer than the TTL and its drift: the worker wakes up after its leases are gone.
+const STALL: Duration = Duration::from_secs(7);
+/// Every how many requests the provider does its work and loses the answer.
+const LOSE_REPLY_EVERY: u64 = 97;
+/// The leader dies when this share of the invoices is paid, and starts again at the next.
+const KILL_AT: f64 = 0.30;
+const RESTART_AT: f64 = 0.55;
+/// One worker stalls from here on.
+const STALL_AT: f64 = 0.10;
+const LOOK_AGAIN: Duration = Duration::from_millis(50);
+const LEADER_WITHIN: Duration = Duration::from_secs(30);
+const SANDBOX_WITHIN: Duration = Duration::from_secs(10);
+/// Without one more paid invoice for this long, the run is called stuck.
+const STUCK_AFTER: Duration = Duration::from_secs(120);
+const PAGE: u32 = 1_000;
+/// The sandbox takes any test key; a real one would come from the operator's secret store.
+const TEST_KEY: &str = "sk_test_demo";
+
+/// Where the invoices come from.
+#[derive(Debug, Clone)]
+pub enum Source {
+    Generate(u64),
+    File(PathBuf),
+}
+
+/// What a run is told.
+#[derive(Debug, Clone)]
+pub struct RunOptions {
+    pub source: Source,
+    pub workers: usize,
+    /// Logs and data of all processes.
+    pub folder: PathBuf,
+}
+
+/// What came of it.
+#[derive(Debug)]
+pub struct Report {
+    pub comparison: Comparison,
+    pub leader_killed: usize,
+    pub worker_paused: usize,
+    pub failover: Option<Duration>,
+    /// From the first worker's start to the last worker's end.
+    pub took: Duration,
+}
+
+impl Report {
+    /// Everything that the demo promises.
+    pub fn holds(&self) -> bool {
+        self.comparison.holds() && self.leader_killed == 1 && self.worker_paused == 1 && self.failover.is_some()
+    }
+
+    /// The last three lines, for people and for programs.
+    pub fn lines(&self) -> [String; 3] {
+        let books = &self.comparison;
+        let failover = self.failover.map_or_else(|| "-".to_owned(), |gap| gap.as_millis().to_string());
+        [
+            format!(
+                "invoices={} paid={} in_doubt={} review={}",
+                books.invoices, books.paid, books.in_doubt, books.review
+            ),
+            format!(
+                "provider charges={} charged_twice={} missing={}",
+                books.charges, books.charged_twice, books.missing
+            ),
+            format!(
+                "faults leader_killed={} worker_paused={} failover_ms={failover}",
+                self.leader_killed, self.worker_paused
+            ),
+        ]
+    }
+}
+
+/// Everything that runs. Dropped in order: workers, provider, nodes.
+struct Stage {
+    workers: Vec<Process>,
+    sandbox: Process,
+    sandbox_address: String,
+    cluster: Cluster,
+    client: Client,
+}
+
+/// Runs it all. Whatever happens, no process is left behind.
+pub async fn run(options: &RunOptions) -> Result<Report> {
+    std::fs::create_dir_all(&options.folder)?;
+    say(&format!("logs and data: {}", options.folder.display()));
+    let (sandbox, sandbox_address) = start_sandbox(&options.folder).await?;
+    say(&format!("provider: http://{sandbox_address}, loses every {LOSE_REPLY_EVERY}th reply after doing the work"));
+    let mut cluster = Cluster::start(ClusterOptions::new(options.folder.join("nodes")))?;
+    let client = Client::builder().endpoints(cluster.endpoints()).build()?;
+    let leader = cluster.led(&client, LEADER_WITHIN).await?;
+    say(&format!("nodes: {}; node {leader} leads", cluster.endpoints().join(", ")));
+
+    let csv = invoices(options, &cluster)?;
+    submit(&csv, &cluster)?;
+    let total = ledger(&client).await?.len();
+    if total == 0 {
+        bail!("no invoice was submitted, so there is nothing to charge");
+    }
+
+    let mut stage = Stage { workers: Vec::new(), sandbox, sandbox_address, cluster, client };
+    let begun = Instant::now();
+    for number in 1..=options.workers {
+        let worker = start_worker(number, &stage, &options.folder)?;
+        stage.workers.push(worker);
+    }
+    say(&format!("workers: {} processes, session TTL {SESSION_TTL:?}", options.workers));
+    let mut report = break_things(&mut stage, total).await?;
+    report.took = begun.elapsed();
+    let ledger = ledger(&stage.client).await?;
+    let books = books::ask(&stage.sandbox_address).await?;
+    report.comparison = books::compare(&ledger, &books);
+    for process in &mut stage.workers {
+        process.stop(Duration::from_secs(5)).await?;
+    }
+    stage.sandbox.stop(Duration::from_secs(5)).await?;
+    stage.cluster.stop().await?;
+    Ok(report)
+}
+
+fn say(line: &str) {
+    eprintln!("demo: {line}");
+}
+
+async fn start_sandbox(folder: &Path) -> Result<(Process, String)> {
+    let port_file = folder.join("sandbox.address");
+    let mut command = Command::new(binary("billing-sandbox")?);
+    command
+        .args(["--listen", "127.0.0.1:0", "--delay-ms", "1..8", "--lose-reply-every"])
+        .arg(LOSE_REPLY_EVERY.to_string())
+        .arg("--port-file")
+        .arg(&port_file);
+    let mut process = Process::start("billing-sandbox", command, &Output::File(folder.join("sandbox.log")))?;
+    let deadline = Instant::now() + SANDBOX_WITHIN;
+    loop {
+        let text = std::fs::read_to_string(&port_file).unwrap_or_default();
+        if !text.trim().is_empty() {
+            return Ok((process, text.trim().to_owned()));
+        }
+        if process.exited()?.is_some() || Instant::now() >= deadline {
+            bail!("the sandbox did not start:\n{}", process.last_words(10));
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+}
+
+/// The CSV to submit: the user's, or a generated one.
+fn invoices(options: &RunOptions, cluster: &Cluster) -> Result<PathBuf> {
+    let count = match &options.source {
+        Source::File(path) => return Ok(path.clone()),
+        Source::Generate(count) => count,
+    };
+    let path = options.folder.join("invoices.csv");
+    let made = Command::new(binary("billingctl")?)
+        .args(["--endpoints", &cluster.endpoints().join(",")])
+        .args(["invoice", "generate", &count.to_string()])
+        .stdout(std::fs::File::create(&path)?)
+        .status()
+        .context("cannot run billingctl invoice generate")?;
+    if !made.success() {
+        bail!("billingctl invoice generate {count} failed ({made})");
+    }
+    Ok(path)
+}
+
+fn submit(csv: &Path, cluster: &Cluster) -> Result<()> {
+    let status = Command::new(binary("billingctl")?)
+        .args(["--endpoints", &cluster.endpoints().join(",")])
+        .args(["invoice", "submit"])
+        .arg(csv)
+        // Its data would mix with our last three lines.
+        .stdout(Stdio::null())
+        .status()
+        .context("cannot run billingctl invoice submit")?;
+    match status.code() {
+        Some(0) => Ok(()),
+        Some(1) => {
+            say("some lines were refused, as billingctl said above; going on with the others");
+            Ok(())
+        }
+        _ => bail!("billingctl invoice submit {} failed ({status})", csv.display()),
+    }
+}
+
+fn start_worker(number: usize, stage: &Stage, folder: &Path) -> Result<Process> {
+    let name = format!("worker-{number}");
+    let mut command = Command::new(binary("billing-worker")?);
+    command
+        .args(["--endpoints", &stage.cluster.endpoints().join(",")])
+        .args(["--provider-url", &format!("http://{}", stage.sandbox_address)])
+        .args(["--holder", &name])
+        .args(["--session-ttl", &format!("{}s", SESSION_TTL.as_secs())])
+        .arg("--until-empty")
+        .env("BILLING_PROVIDER_KEY", TEST_KEY);
+    Process::start(&name, command, &Output::File(folder.join(format!("{name}.log"))))
+}
+
+/// What is still to be done to them, in order of progress.
+#[derive(Debug, Default)]
+struct Faults {
+    stalled: Option<(usize, Instant)>,
+    stalled_once: bool,
+    killed: Option<(usize, Instant)>,
+    restarted: bool,
+}
+
+async fn break_things(stage: &mut Stage, total: usize) -> Result<Report> {
+    let probe = Probe::start(&stage.cluster.endpoints())?;
+    let bar = ProgressBar::new(total as u64);
+    if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} paid  {elapsed}  {msg}") {
+        bar.set_style(style);
+    }
+    let mut faults = Faults::default();
+    let mut failover = None;
+    let (mut paid_before, mut progressed) = (0, Instant::now());
+    loop {
+        let paid = paid(stage).await.unwrap_or(paid_before);
+        if paid > paid_before {
+            (paid_before, progressed) = (paid, Instant::now());
+        }
+        bar.set_position(paid as u64);
+        let share = paid as f64 / total as f64;
+        if share >= STALL_AT && !faults.stalled_once {
+            faults.stalled_once = stall_one(stage, &mut faults, &bar).await?;
+        }
+        if let Some((number, since)) = faults.stalled.filter(|(_, since)| since.elapsed() >= STALL) {
+            stage.workers[number].signal(Signal::CONT)?;
+            faults.stalled = None;
+            bar.println(format!("demo: {} goes on after {:.1} s", stage.workers[number].name(), since.elapsed().as_secs_f64()));
+        }
+        if share >= KILL_AT && faults.killed.is_none() {
+            let leader = stage.cluster.led(&stage.client, LEADER_WITHIN).await?;
+            let now = Instant::now();
+            stage.cluster.kill(leader)?;
+            faults.killed = Some((leader, now));
+            bar.println(format!("demo: killed node {leader}, the leader, with SIGKILL at {paid} paid"));
+            let gap = probe.gap(now, LEADER_WITHIN).await?;
+            failover = Some(gap);
+            bar.println(format!("demo: the next lease was granted {} ms later", gap.as_millis()));
+        }
+        if let Some((leader, _)) = faults.killed.filter(|_| share >= RESTART_AT && !faults.restarted) {
+            stage.cluster.start_node(leader, false)?;
+            faults.restarted = true;
+            bar.println(format!("demo: node {leader} starts again"));
+        }
+        stage.cluster.all_running()?;
+        if let Some(status) = stage.sandbox.exited()? {
+            bail!("the sandbox ended ({status}):\n{}", stage.sandbox.last_words(10));
+        }
+        if all_ended(stage)? && faults.stalled.is_none() {
+            break;
+        }
+        if progressed.elapsed() > STUCK_AFTER {
+            bail!("no invoice was paid for {STUCK_AFTER:?}, {paid} of {total} are; the logs tell more");
+        }
+        tokio::time::sleep(LOOK_AGAIN).await;
+    }
+    bar.finish_and_clear();
+    Ok(Report {
+        comparison: Comparison::default(),
+        leader_killed: usize::from(faults.killed.is_some() && faults.restarted),
+        worker_paused: usize::from(faults.stalled_once),
+        failover,
+        took: Duration::ZERO,
+    })
+}
+
+/// SIGSTOPs a worker that holds leases, so that its sleep matters. False: none does just now.
+async fn stall_one(stage: &mut Stage, faults: &mut Faults, bar: &ProgressBar) -> Result<bool> {
+    for number in 0..stage.workers.len() {
+        if stage.workers[number].exited()?.is_some() {
+            continue;
+        }
+        stage.workers[number].signal(Signal::STOP)?;
+        let name = stage.workers[number].name().to_owned();
+        let held = stage.client.leases(&name).await.map_or(0, |leases| leases.len());
+        if held > 0 {
+            faults.stalled = Some((number, Instant::now()));
+            bar.println(format!("demo: stopped {name} with SIGSTOP while it holds {held} leases"));
+            return Ok(true);
+        }
+        stage.workers[number].signal(Signal::CONT)?;
+    }
+    Ok(false)
+}
+
+fn all_ended(stage: &mut Stage) -> Result<bool> {
+    let mut all = true;
+    for worker in &mut stage.workers {
+        match worker.exited()? {
+            None => all = false,
+            Some(status) if status.success() => {}
+            Some(status) => bail!("{} ended ({status}):\n{}", worker.name(), worker.last_words(10)),
+        }
+    }
+    Ok(all)
+}
+
+/// How many invoices are paid, by the node that has applied most.
+async fn paid(stage: &Stage) -> Option<usize> {
+    let views = stage.cluster.views(&stage.client).await;
+    let newest = views.into_iter().flatten().max_by_key(|view| view.applied_index)?;
+    let count = newest.invoices.iter().find(|count| count.status == v1::InvoiceStatus::Paid as i32);
+    Some(count.map_or(0, |count| count.count as usize))
+}
+
+/// Every invoice of the ledger, linearizably read.
+async fn ledger(client: &Client) -> Result<BTreeMap<String, LedgerEntry>> {
+    let mut all = BTreeMap::new();
+    let mut page = String::new();
+    loop {
+        let request = v1::ListInvoicesRequest { page_size: PAGE, page_token: page, ..Default::default() };
+        let answer = client.list_invoices(request).await?;
+        for found in answer.invoices {
+            let Some(invoice) = found.invoice else { continue };
+            let status = match v1::InvoiceStatus::try_from(found.status) {
+                Ok(v1::InvoiceStatus::Paid) => Status::Paid,
+                Ok(v1::InvoiceStatus::Failed) => Status::Failed,
+                Ok(v1::InvoiceStatus::InDoubt) => Status::InDoubt,
+                Ok(v1::InvoiceStatus::Review) => Status::Review,
+                _ => Status::Other,
+            };
+            let entry = LedgerEntry {
+                status,
+                amount_minor: invoice.amount_minor.unsigned_abs(),
+                currency: invoice.currency,
+                reference: found.charge_reference,
+            };
+            all.insert(invoice.invoice_id, entry);
+        }
+        if answer.next_page_token.is_empty() {
+            return Ok(all);
+        }
+        page = answer.next_page_token;
+    }
+}
