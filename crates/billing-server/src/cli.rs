@@ -18,7 +18,7 @@ finds its own addresses in --peers:
   billingd --node-id 2 --data-dir data/2 --peers $P --bootstrap --ledger-id demo --no-prior-charges &
   billingd --node-id 3 --data-dir data/3 --peers $P --bootstrap --ledger-id demo --no-prior-charges &
 
-From the second start on, leave --bootstrap, --ledger-id and --no-prior-charges away:
+From the second start on, leave --bootstrap and --no-prior-charges away:
 
   billingd --node-id 1 --data-dir data/1 --peers $P
 
@@ -105,9 +105,10 @@ pub struct Settings {
     #[arg(long)]
     pub bootstrap: bool,
 
-    /// The new cluster's name, part of every idempotency key: 1 to 32 letters, digits, `-` or `_`. All founding nodes must be
-    /// given the same one; a single node may leave it out, and prints the one it draws
-    #[arg(long, value_name = "NAME", requires = "bootstrap")]
+    /// The cluster's name, part of every idempotency key: 1 to 32 letters, digits, `-` or `_`. With --bootstrap the new
+    /// cluster's, the same at every founding node (a single node may leave it out, and prints the one it draws); afterwards
+    /// it guards against starting with another cluster's folder
+    #[arg(long, value_name = "NAME", env = "BILLINGD_LEDGER_ID")]
     pub ledger_id: Option<LedgerId>,
 
     /// The operator's word that nothing in this ledger was ever charged before. Without it BeginCharge is refused until

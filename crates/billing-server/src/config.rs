@@ -91,8 +91,7 @@ pub enum Source {
 /// at every start.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Bootstrap {
-    /// Unset: a single node draws one.
-    pub ledger_id: Option<LedgerId>,
+    /// The operator's word that nothing was ever charged under this ledger id.
     pub no_prior_charges: bool,
 }
 
@@ -105,6 +104,8 @@ pub struct Config {
     pub raft_listen: String,
     /// In order of id, this node among them.
     pub peers: Vec<Peer>,
+    /// The cluster's name. Unset: whatever the folder says; at a lone node's bootstrap: one is drawn.
+    pub ledger_id: Option<LedgerId>,
     pub bootstrap: Option<Bootstrap>,
     pub insecure: bool,
     pub heartbeat: Duration,
@@ -154,6 +155,7 @@ struct File {
     listen: Option<String>,
     raft_listen: Option<String>,
     peers: Option<Vec<Text<Peer>>>,
+    ledger_id: Option<Text<LedgerIdText>>,
     insecure: Option<bool>,
     heartbeat: Option<Text<Span>>,
     election_timeout_min: Option<Text<Span>>,
@@ -189,6 +191,18 @@ impl FromStr for Span {
         humantime::parse_duration(text)
             .map(Span)
             .map_err(|error| format!("{error}; such as \"250ms\", \"10s\", \"5m\""))
+    }
+}
+
+#[derive(Debug)]
+struct LedgerIdText(LedgerId);
+
+impl FromStr for LedgerIdText {
+    type Err = String;
+    fn from_str(text: &str) -> Result<LedgerIdText, String> {
+        LedgerId::new(text)
+            .map(LedgerIdText)
+            .map_err(|error| error.to_string())
     }
 }
 
@@ -251,6 +265,22 @@ impl Picker<'_> {
         Ok(value)
     }
 
+    /// A value that may be nowhere.
+    fn maybe<T>(
+        &mut self,
+        name: &'static str,
+        said: Option<T>,
+        file: Option<T>,
+        show: impl Fn(&T) -> String,
+    ) -> Option<T> {
+        let (value, source) = match (said, file) {
+            (Some(value), _) => (value, self.said_by(name)),
+            (None, file) => (file?, Source::File),
+        };
+        self.sources.push((name, show(&value), source));
+        Some(value)
+    }
+
     fn said_by(&self, name: &str) -> Source {
         match self.matches.value_source(name) {
             Some(ValueSource::EnvVariable) => Source::Environment,
@@ -275,7 +305,7 @@ fn span(value: &Duration) -> String {
     text(&humantime::format_duration(*value))
 }
 
-fn list(values: &Vec<Peer>) -> String {
+fn list(values: &[Peer]) -> String {
     let items: Vec<String> = values.iter().map(text).collect();
     format!("[{}]", items.join(", "))
 }
@@ -320,14 +350,14 @@ impl Config {
             settings.listen,
             file.listen,
             address(own.as_ref().map(|peer| &peer.client), LISTEN_DEFAULT),
-            |a| text(a),
+            text,
         );
         let raft_listen = from.pick(
             "raft_listen",
             settings.raft_listen,
             file.raft_listen,
             address(own.as_ref().map(|peer| &peer.raft), RAFT_LISTEN_DEFAULT),
-            |a| text(a),
+            text,
         );
         let alone = Peer {
             id: node_id,
@@ -339,7 +369,13 @@ impl Config {
             settings.peers,
             file_peers,
             (vec![alone], Source::Default),
-            list,
+            |peers| list(peers),
+        );
+        let ledger_id = from.maybe(
+            "ledger_id",
+            settings.ledger_id,
+            file.ledger_id.map(|Text(LedgerIdText(id))| id),
+            text,
         );
         peers.sort_by_key(|peer| peer.id);
         let insecure = from.pick(
@@ -410,7 +446,7 @@ impl Config {
             settings.log,
             file.log,
             ("info".to_owned(), Source::Default),
-            |filter| text(filter),
+            text,
         );
         let log_format = from.pick(
             "log_format",
@@ -423,7 +459,6 @@ impl Config {
             },
         );
         let bootstrap = settings.bootstrap.then_some(Bootstrap {
-            ledger_id: settings.ledger_id,
             no_prior_charges: settings.no_prior_charges,
         });
         let config = Config {
@@ -432,6 +467,7 @@ impl Config {
             listen,
             raft_listen,
             peers,
+            ledger_id,
             bootstrap,
             insecure,
             heartbeat,
@@ -578,21 +614,14 @@ impl Config {
     }
 
     fn check_bootstrap(&self) -> Result<(), ConfigError> {
-        let Some(bootstrap) = &self.bootstrap else {
-            return Ok(());
-        };
-        let wrong = |why| ConfigError::Wrong {
-            name: "ledger_id",
-            source_: "--ledger-id".into(),
-            why,
-        };
-        match &bootstrap.ledger_id {
-            Some(_) => Ok(()),
-            None if self.peers.len() == 1 => Ok(()),
-            None => Err(wrong(
-                "a cluster of several nodes needs one name, the same at each of them: add --ledger-id NAME".into(),
-            )),
+        if self.bootstrap.is_some() && self.ledger_id.is_none() && self.peers.len() > 1 {
+            return Err(ConfigError::Wrong {
+                name: "ledger_id",
+                source_: "--ledger-id".into(),
+                why: "a cluster of several nodes needs one name, the same at each of them: add --ledger-id NAME".into(),
+            });
         }
+        Ok(())
     }
 
     fn wrong(&self, name: &'static str, why: impl Into<String>) -> ConfigError {
@@ -625,18 +654,14 @@ impl Config {
             .map(|(name, value, source)| (format!("{name} = {value}"), self.told(name, source)))
             .collect();
         if let Some(bootstrap) = &self.bootstrap {
-            let ledger = match &bootstrap.ledger_id {
-                Some(id) => format!("--ledger-id {id}"),
-                None => "a drawn ledger id".into(),
-            };
             let prior = if bootstrap.no_prior_charges {
                 "no prior charges"
             } else {
-                "charges refused until AllowCharges"
+                "charges are refused until AllowCharges"
             };
             lines.push((
                 "# founds a new cluster".into(),
-                format!("--bootstrap, {ledger}, {prior}"),
+                format!("--bootstrap, {prior}"),
             ));
         }
         let width = lines

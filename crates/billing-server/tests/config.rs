@@ -87,6 +87,11 @@ fn an_unknown_key_is_refused_with_its_line() {
         "--config {file}",
         &["line 3", "ID=CLIENTS/NODES"],
     );
+    refused(
+        "ledger_id = \"a.b\"\n",
+        "--config {file}",
+        &["line 1", "ledger_id"],
+    );
     // Founding a cluster is said once, by a person; in a file it would be said again at every start.
     refused(
         "bootstrap = true\n",
@@ -156,7 +161,7 @@ fn what_cannot_work_is_refused_with_its_name_and_the_way_out() {
         ),
         (format!("{base} --calls-max 0"), &["calls_max", "1 to"]),
         (format!("{base} --log !!"), &["--log", "info"]),
-        (format!("{base} --ledger-id x"), &["--bootstrap"]),
+        (format!("{base} --no-prior-charges"), &["--bootstrap"]),
         (
             format!("{base} --bootstrap --ledger-id a.b"),
             &["ledger", "letters, digits"],
@@ -174,10 +179,11 @@ fn what_cannot_work_is_refused_with_its_name_and_the_way_out() {
 #[test]
 fn a_lone_node_may_leave_its_ledger_id_to_chance() -> Result<(), String> {
     let config = load("", "--node-id 1 --data-dir d --bootstrap")?;
+    assert!(config.ledger_id.is_none());
     assert!(
         config
             .bootstrap
-            .is_some_and(|b| b.ledger_id.is_none() && !b.no_prior_charges)
+            .is_some_and(|bootstrap| !bootstrap.no_prior_charges)
     );
     Ok(())
 }
