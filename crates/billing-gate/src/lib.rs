@@ -1,1 +1,18 @@
-//! Under construction.
+//! The gate: the only component that knows a payment provider and holds its credential. It decides when a request may leave
+//! for the provider and what the answer proves (§5).
+//! It never knows Raft, CSV of invoices or terminals, and never decides whether an invoice may be charged: the ledger does.
+
+mod gate;
+mod http;
+mod payers;
+mod port;
+mod profile;
+mod secret;
+mod stripe;
+
+pub use gate::{Gate, GateConfig, GateError, Outcome};
+pub use http::{ANSWER_BYTES_MAX, CONNECTIONS_MAX};
+pub use payers::{Payer, Payers, PayersError};
+pub use port::{Begun, Hold, LedgerPort};
+pub use profile::{Profile, ProfileError, SHIPPED};
+pub use secret::{SecretError, SecretKey};

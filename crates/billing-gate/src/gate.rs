@@ -1,0 +1,748 @@
+//! Decides when a request may leave for the provider, and what its answer proves: begin, attach, connect, check, send, settle.
+//! Never sends under a lease that it may have lost or after the send window; never calls anything but a parsed card decline
+//! a no; never confirms an object that the ledger did not return.
+
+use std::time::Duration;
+
+use billing_core::{
+    AccountId, AttemptState, Bill, ChargeAttempt, Charged, DeclineCode, Detail, Finality,
+    IdempotencyKey, InFlightMs, InvoiceStatus, ObjectId, OutOfBounds, Outcome as Said, ProviderId,
+    Rejection, Terms, ValidForMs, WallTime,
+};
+use billing_env::{BootTime, Env};
+use billing_proto::Failure;
+
+use crate::http::Connections;
+use crate::payers::Payers;
+use crate::port::{Begun, Hold, LedgerPort};
+use crate::profile::Profile;
+use crate::secret::SecretKey;
+use crate::stripe::{self, Answer, ChargeParams, Intent, IntentState, Stripe};
+
+/// Sends of one key under one lease. More would rather be tried by the next holder, after the ledger's back-off.
+const SENDS_MAX: u32 = 3;
+/// Before the second send of a key; twice that before the third.
+const SEND_BACK_OFF: Duration = Duration::from_millis(100);
+/// Tries of a command whose answer was lost: the client has its own patience, these come on top.
+const LEDGER_TRIES_MAX: u32 = 3;
+/// A fact about money is worth more patience: a cluster without a leader comes back in seconds.
+const CHARGED_TRIES_MAX: u32 = 12;
+const LEDGER_BACK_OFF: Duration = Duration::from_millis(200);
+const LEDGER_BACK_OFF_MAX: Duration = Duration::from_secs(5);
+
+/// What a gate is made of.
+#[derive(Clone, Debug)]
+pub struct GateConfig {
+    /// The name of the profile: `stripe`.
+    pub provider: String,
+    pub profile: Profile,
+    /// The provider's host:port. Plain HTTP.
+    pub address: String,
+    /// The account's name in the ledger; every gate of one account must use the same.
+    pub account: String,
+    pub key: SecretKey,
+    pub payers: Payers,
+}
+
+/// Why a gate cannot be made of that.
+#[derive(Debug, thiserror::Error)]
+pub enum GateError {
+    #[error("profile `{0}` has no provider to send to: its charges are made by people")]
+    NoProvider(String),
+    #[error(
+        "a live key is not sent to {0} in plain text: put the provider behind a local TLS proxy, or use a test key"
+    )]
+    LiveKeyInPlain(String),
+    #[error("profile `{profile}`: {source}")]
+    Terms {
+        profile: String,
+        source: OutOfBounds,
+    },
+    #[error(transparent)]
+    Header(#[from] http::Error),
+}
+
+/// What became of one charge.
+#[derive(Debug)]
+pub enum Outcome {
+    /// Money moved, and the ledger knows.
+    Charged {
+        charged: Charged,
+        status: InvoiceStatus,
+    },
+    /// The card said no, and the ledger knows.
+    Declined {
+        code: DeclineCode,
+        status: InvoiceStatus,
+    },
+    /// The provider is at work; the ledger looks again later.
+    Pending { status: InvoiceStatus },
+    /// A look-up found nothing. The ledger decided whether that ends the attempt.
+    NothingFound { status: InvoiceStatus },
+    /// The attempt's object can never succeed; the next attempt makes another.
+    ObjectCancelled { status: InvoiceStatus },
+    /// Nobody can tell yet. The attempt stays open and is continued under its key.
+    InDoubt { why: String },
+    /// The lease was lost before anything was sent under it; the ledger hands the invoice on.
+    LeaseLost,
+    /// The ledger said no before anything was sent.
+    Refused(Rejection),
+    /// BeginCharge got no usable answer; nothing was sent.
+    NotBegun(Failure),
+    /// Money moved and the ledger could not be told. The next holder finds it by its object.
+    ChargedUnsettled { charged: Charged, failure: Failure },
+}
+
+/// One provider account, one credential.
+pub struct Gate {
+    env: Env,
+    config: GateConfig,
+    stripe: Stripe,
+    terms: Terms,
+}
+
+/// What is known after talking to the provider.
+enum Known {
+    Charged(Charged),
+    Declined {
+        code: DeclineCode,
+        retryable: bool,
+        finality: Finality,
+    },
+    Working,
+    Nothing,
+    Cancelled(ObjectId),
+    Unclear(String),
+    LeaseLost,
+}
+
+/// The bill, its exact parameters and the attempt at work: what every step of one charge reads.
+struct Job<'a, L, H> {
+    ledger: &'a L,
+    hold: &'a H,
+    bill: &'a Bill,
+    params: &'a ChargeParams,
+    attempt: &'a ChargeAttempt,
+    send_until: BootTime,
+}
+
+impl Gate {
+    /// Connects to nothing yet.
+    pub fn new(env: Env, config: GateConfig) -> Result<Gate, GateError> {
+        if !config.profile.single_use_object {
+            return Err(GateError::NoProvider(config.provider));
+        }
+        if config.key.is_live() {
+            return Err(GateError::LiveKeyInPlain(config.address));
+        }
+        let terms = terms(&config).map_err(|source| GateError::Terms {
+            profile: config.provider.clone(),
+            source,
+        })?;
+        let connections = Connections::to(env.clone(), config.address.clone());
+        let stripe = Stripe::new(connections, &config.key, &config.profile)?;
+        Ok(Gate {
+            env,
+            config,
+            stripe,
+            terms,
+        })
+    }
+
+    /// Charges the bill under the lease, or continues the attempt that is open. Settling ends the lease; the other outcomes
+    /// leave its release to the caller. `known`: the attempt that came with the lease, if one did.
+    pub async fn charge<L: LedgerPort, H: Hold>(
+        &self,
+        ledger: &L,
+        hold: &H,
+        bill: &Bill,
+        known: Option<&ChargeAttempt>,
+    ) -> Outcome {
+        self.env.pauses.reach("before_begin").await;
+        if !hold.stands() {
+            return Outcome::LeaseLost;
+        }
+        let params = match self.params(bill) {
+            Ok(params) => params,
+            Err(why) => return self.refuse_unsent(ledger, hold, bill, known, &why).await,
+        };
+        if let Some(attempt) = known
+            && attempt.state == AttemptState::Closing
+        {
+            return self
+                .look_up_only(ledger, hold, bill, &params, attempt)
+                .await;
+        }
+        let terms = Terms {
+            fingerprint: params.fingerprint(),
+            ..self.terms.clone()
+        };
+        let begun = match self.begin(ledger, hold, bill, &terms).await {
+            Ok(begun) => begun,
+            Err(outcome) => return outcome,
+        };
+        self.env.pauses.reach("after_begin").await;
+        tracing::debug!(invoice = %bill.invoice, key = %begun.attempt.idempotency_key, taken_over = begun.attempt.taken_over, "begun");
+        let attempt = &begun.attempt;
+        let job = Job {
+            ledger,
+            hold,
+            bill,
+            params: &params,
+            attempt,
+            send_until: begun.send_until,
+        };
+        let known = self.carry_out(&job).await;
+        self.settle(&job, known).await
+    }
+
+    fn params(&self, bill: &Bill) -> Result<ChargeParams, String> {
+        let payer = self
+            .config
+            .payers
+            .of(&bill.customer)
+            .ok_or_else(|| format!("no payer known for {}", bill.customer))?;
+        stripe::params_of(bill, payer, &self.config.profile)
+    }
+
+    /// Opens the attempt. An answer that was lost is asked for again: that costs SOLE_SEND and nothing else.
+    async fn begin<L: LedgerPort, H: Hold>(
+        &self,
+        ledger: &L,
+        hold: &H,
+        bill: &Bill,
+        terms: &Terms,
+    ) -> Result<Begun, Outcome> {
+        let mut tries = 0;
+        loop {
+            let failure = match ledger.begin(&bill.invoice, hold.token(), terms).await {
+                Ok(begun) => return Ok(begun),
+                Err(Failure::Rejected(rejection)) => return Err(Outcome::Refused(rejection)),
+                Err(failure @ (Failure::NotApplied(_) | Failure::Unknown(_))) => failure,
+            };
+            tries += 1;
+            if tries >= LEDGER_TRIES_MAX {
+                return Err(Outcome::NotBegun(failure));
+            }
+            self.env.clock.sleep(back_off(tries)).await;
+            if !hold.stands() {
+                return Err(Outcome::LeaseLost);
+            }
+        }
+    }
+
+    /// From an open attempt to what is known of it.
+    async fn carry_out<L: LedgerPort, H: Hold>(&self, job: &Job<'_, L, H>) -> Known {
+        let object = match &job.attempt.provider_object {
+            Some(object) => object.clone(),
+            None => match self.create_and_attach(job).await {
+                Ok(object) => object,
+                Err(known) => return known,
+            },
+        };
+        // Somebody else may have sent: under this key if it was taken over, under an older one if the object is older than the
+        // attempt, or if another gate's object was recorded before ours.
+        let fresh = job.attempt.provider_object.is_none() && !job.attempt.taken_over;
+        if !fresh {
+            match self.look_up(&object, job.params).await {
+                Known::Nothing => {}
+                known => return known,
+            }
+        }
+        self.confirm(job, &object).await
+    }
+
+    /// Makes the single-use object and records it. Returns the recorded one; ours is withdrawn if it is another.
+    async fn create_and_attach<L: LedgerPort, H: Hold>(
+        &self,
+        job: &Job<'_, L, H>,
+    ) -> Result<ObjectId, Known> {
+        let key = &job.attempt.idempotency_key;
+        let mut why = String::new();
+        for sends in 0..SENDS_MAX {
+            self.pause_between_sends(sends).await;
+            let ready = match self.stripe.connect().await {
+                Ok(ready) => ready,
+                Err(error) => {
+                    why = error.to_string();
+                    continue;
+                }
+            };
+            self.may_send(job)?;
+            match self.stripe.create(ready, job.params, key).await {
+                Answer::Intent { intent, .. } => return self.attach(job, intent.object).await,
+                // Nothing was confirmed, so no card can have said no.
+                Answer::Declined { code, .. } => {
+                    return Err(Known::Unclear(format!("create answered a decline, {code}")));
+                }
+                Answer::Unclear {
+                    why: unclear,
+                    replayed,
+                } => {
+                    why = unclear;
+                    if replayed {
+                        break;
+                    }
+                }
+            }
+        }
+        Err(Known::Unclear(format!("no object was made: {why}")))
+    }
+
+    async fn attach<L: LedgerPort, H: Hold>(
+        &self,
+        job: &Job<'_, L, H>,
+        ours: ObjectId,
+    ) -> Result<ObjectId, Known> {
+        let mut tries = 0;
+        let recorded = loop {
+            let failure = match job
+                .ledger
+                .attach(&job.bill.invoice, job.hold.token(), &ours)
+                .await
+            {
+                Ok(recorded) => break recorded,
+                Err(Failure::Rejected(rejection)) => {
+                    tracing::info!(invoice = %job.bill.invoice, object = %ours, %rejection, "attach refused");
+                    return Err(Known::LeaseLost);
+                }
+                Err(failure @ (Failure::NotApplied(_) | Failure::Unknown(_))) => failure,
+            };
+            tries += 1;
+            if tries >= LEDGER_TRIES_MAX {
+                return Err(Known::Unclear(format!(
+                    "the object {ours} could not be recorded: {failure}"
+                )));
+            }
+            self.env.clock.sleep(back_off(tries)).await;
+        };
+        if recorded != ours && self.config.profile.cancel {
+            // Nobody will confirm ours: whether the cancellation arrives changes nothing about money.
+            tracing::info!(invoice = %job.bill.invoice, %recorded, %ours, "another object was recorded first");
+            if let Ok(ready) = self.stripe.connect().await {
+                let answer = self
+                    .stripe
+                    .cancel(ready, &ours, job.params, &job.attempt.idempotency_key)
+                    .await;
+                tracing::debug!(?answer, %ours, "withdrawn");
+            }
+        }
+        if recorded != ours {
+            match self.look_up(&recorded, job.params).await {
+                Known::Nothing => {}
+                known => return Err(known),
+            }
+        }
+        Ok(recorded)
+    }
+
+    /// Connect first, check second, send third; what is unclear is looked up, and sent again under the same key.
+    async fn confirm<L: LedgerPort, H: Hold>(
+        &self,
+        job: &Job<'_, L, H>,
+        object: &ObjectId,
+    ) -> Known {
+        let mut sends = 0;
+        let mut why = String::new();
+        for round in 0..SENDS_MAX {
+            self.pause_between_sends(round).await;
+            let ready = match self.stripe.connect().await {
+                Ok(ready) => ready,
+                Err(error) => {
+                    why = error.to_string();
+                    continue;
+                }
+            };
+            self.env.pauses.reach("before_send").await;
+            if let Err(known) = self.may_send(job) {
+                // What went out before is still worth a look, which needs no lease.
+                return if sends == 0 {
+                    known
+                } else {
+                    self.look_up_or(object, job.params, &why).await
+                };
+            }
+            // From here to the wire nothing waits for anything but this pause, which only a simulation has.
+            self.env.pauses.reach("checked").await;
+            sends += 1;
+            let answer = self
+                .stripe
+                .confirm(ready, object, job.params, &job.attempt.idempotency_key)
+                .await;
+            self.env.pauses.reach("after_send").await;
+            match answer {
+                Answer::Declined { code, retryable } => {
+                    return Known::Declined {
+                        code,
+                        retryable,
+                        finality: self.finality(job, sends),
+                    };
+                }
+                Answer::Intent {
+                    intent,
+                    replayed: false,
+                } => match known_of(intent, "confirm") {
+                    Known::Nothing => why = "confirmed, yet still to be confirmed".to_owned(),
+                    known => return known,
+                },
+                Answer::Intent {
+                    intent,
+                    replayed: true,
+                } => match intent.state {
+                    IntentState::Succeeded(charged) => return Known::Charged(charged),
+                    // How it stood when the key was first used; since then it may have ended.
+                    _ => return self.after_replay(job, object, sends).await,
+                },
+                Answer::Unclear {
+                    why: unclear,
+                    replayed,
+                } => {
+                    tracing::info!(invoice = %job.bill.invoice, %object, why = %unclear, "no clear answer; looking it up");
+                    why = unclear;
+                    match self.look_up(object, job.params).await {
+                        // The key answers an error for as long as it is kept: sending it again tells nothing new.
+                        Known::Nothing if replayed && self.config.profile.stored_errors => break,
+                        Known::Nothing | Known::Unclear(_) => {}
+                        known => return known,
+                    }
+                }
+            }
+        }
+        Known::Unclear(why)
+    }
+
+    /// The key was carried out before, and the payment was at work then. If the object is confirmable now, it failed since.
+    async fn after_replay<L: LedgerPort, H: Hold>(
+        &self,
+        job: &Job<'_, L, H>,
+        object: &ObjectId,
+        sends: u32,
+    ) -> Known {
+        let ready = match self.stripe.connect().await {
+            Ok(ready) => ready,
+            Err(error) => return Known::Unclear(error.to_string()),
+        };
+        match self.stripe.retrieve(ready, object, job.params).await {
+            Answer::Intent {
+                intent:
+                    Intent {
+                        state: IntentState::Confirmable,
+                        last_error: Some((code, retryable)),
+                        ..
+                    },
+                ..
+            } => Known::Declined {
+                code,
+                retryable,
+                finality: self.finality(job, sends),
+            },
+            Answer::Intent { intent, .. } => match known_of(intent, "look-up") {
+                Known::Nothing => {
+                    Known::Unclear("the key was used, and the object is to be confirmed".to_owned())
+                }
+                known => known,
+            },
+            Answer::Declined { code, .. } => {
+                Known::Unclear(format!("look-up answered a decline, {code}"))
+            }
+            Answer::Unclear { why, .. } => Known::Unclear(why),
+        }
+    }
+
+    /// Why a no to this key is the last word on it, strongest reason first. The ledger checks it.
+    fn finality<L, H>(&self, job: &Job<'_, L, H>, sends: u32) -> Finality {
+        let profile = &self.config.profile;
+        match () {
+            // Every confirmation goes to the recorded object, and the next attempt's will too.
+            () if profile.single_use_object => Finality::Object,
+            () if profile.sticky_declines => Finality::Sticky,
+            () if sends == 1 && !job.attempt.taken_over => Finality::SoleSend,
+            () => Finality::None,
+        }
+    }
+
+    /// The check, made on a connection that stands already.
+    fn may_send<L: LedgerPort, H: Hold>(&self, job: &Job<'_, L, H>) -> Result<(), Known> {
+        if !job.hold.stands() {
+            return Err(Known::LeaseLost);
+        }
+        if self.env.clock.boottime() >= job.send_until {
+            // Too late for this key. What was sent before may be seen on the object; without one nothing was confirmed.
+            return Err(Known::Nothing);
+        }
+        Ok(())
+    }
+
+    async fn look_up(&self, object: &ObjectId, params: &ChargeParams) -> Known {
+        let ready = match self.stripe.connect().await {
+            Ok(ready) => ready,
+            Err(error) => return Known::Unclear(error.to_string()),
+        };
+        match self.stripe.retrieve(ready, object, params).await {
+            Answer::Intent { intent, .. } => known_of(intent, "look-up"),
+            Answer::Declined { code, .. } => {
+                Known::Unclear(format!("look-up answered a decline, {code}"))
+            }
+            Answer::Unclear { why, .. } => Known::Unclear(format!("look-up: {why}")),
+        }
+    }
+
+    /// After a send that got no clear answer: what a look-up shows, or the doubt that is left.
+    async fn look_up_or(&self, object: &ObjectId, params: &ChargeParams, why: &str) -> Known {
+        match self.look_up(object, params).await {
+            Known::Nothing | Known::Unclear(_) => Known::Unclear(why.to_owned()),
+            known => known,
+        }
+    }
+
+    /// A closing attempt is never sent again: its object says what became of it.
+    async fn look_up_only<L: LedgerPort, H: Hold>(
+        &self,
+        ledger: &L,
+        hold: &H,
+        bill: &Bill,
+        params: &ChargeParams,
+        attempt: &ChargeAttempt,
+    ) -> Outcome {
+        let known = match &attempt.provider_object {
+            Some(object) => self.look_up(object, params).await,
+            None => Known::Unclear("closing, and no object is recorded to look up".to_owned()),
+        };
+        let send_until = BootTime::default();
+        let job = Job {
+            ledger,
+            hold,
+            bill,
+            params,
+            attempt,
+            send_until,
+        };
+        self.settle(&job, known).await
+    }
+
+    /// What cannot be charged at all (no payer, a sum that the provider cannot say) fails without a send.
+    async fn refuse_unsent<L: LedgerPort, H: Hold>(
+        &self,
+        ledger: &L,
+        hold: &H,
+        bill: &Bill,
+        known: Option<&ChargeAttempt>,
+        why: &str,
+    ) -> Outcome {
+        tracing::warn!(invoice = %bill.invoice, why, "cannot be charged");
+        if known.is_some() {
+            // Somebody could, once: their attempt is not ours to end.
+            return Outcome::InDoubt {
+                why: why.to_owned(),
+            };
+        }
+        // The bodies that would have been sent do not exist; what stands for them is why.
+        let mut hasher = blake3::Hasher::new();
+        hasher.update(why.as_bytes());
+        let fingerprint = billing_core::Fingerprint::new(hasher.finalize().as_bytes());
+        let Ok(fingerprint) = fingerprint else {
+            return Outcome::InDoubt {
+                why: why.to_owned(),
+            };
+        };
+        let terms = Terms {
+            fingerprint,
+            ..self.terms.clone()
+        };
+        let begun = match self.begin(ledger, hold, bill, &terms).await {
+            Ok(begun) => begun,
+            Err(outcome) => return outcome,
+        };
+        let params = ChargeParams {
+            create: String::new(),
+            confirm: String::new(),
+            amount: 0,
+            currency: String::new(),
+        };
+        let job = Job {
+            ledger,
+            hold,
+            bill,
+            params: &params,
+            attempt: &begun.attempt,
+            send_until: BootTime::default(),
+        };
+        if begun.attempt.taken_over {
+            return self.settle(&job, Known::Unclear(why.to_owned())).await;
+        }
+        match DeclineCode::new("not_chargeable") {
+            // This token opened the attempt and it sends nothing: no send of this key can succeed.
+            Ok(code) => {
+                let known = Known::Declined {
+                    code,
+                    retryable: false,
+                    finality: Finality::SoleSend,
+                };
+                self.settle(&job, known).await
+            }
+            Err(_) => self.settle(&job, Known::Unclear(why.to_owned())).await,
+        }
+    }
+
+    async fn pause_between_sends(&self, sends: u32) {
+        if sends > 0 {
+            let pause = SEND_BACK_OFF * sends;
+            self.env
+                .clock
+                .sleep(pause / 2 + self.env.random.jitter(pause / 2))
+                .await;
+        }
+    }
+
+    /// Tells the ledger, and keeps telling it that money moved.
+    async fn settle<L: LedgerPort, H: Hold>(&self, job: &Job<'_, L, H>, known: Known) -> Outcome {
+        self.env.pauses.reach("before_settle").await;
+        let key = &job.attempt.idempotency_key;
+        let invoice = &job.bill.invoice;
+        match known {
+            Known::Charged(charged) => {
+                match self
+                    .tell(job, key, Said::Charged(charged.clone()), CHARGED_TRIES_MAX)
+                    .await
+                {
+                    Ok(status) => {
+                        tracing::debug!(%invoice, %key, reference = %charged.reference, %status, "settled");
+                        Outcome::Charged { charged, status }
+                    }
+                    Err(failure) => {
+                        tracing::error!(%invoice, %key, reference = %charged.reference, %failure, "charged, and the ledger could not be told");
+                        Outcome::ChargedUnsettled { charged, failure }
+                    }
+                }
+            }
+            Known::Declined {
+                code,
+                retryable,
+                finality,
+            } => {
+                let said = Said::Declined {
+                    code: code.clone(),
+                    retryable,
+                    finality,
+                };
+                self.report(job, key, said, |status| Outcome::Declined { code, status })
+                    .await
+            }
+            Known::Working => {
+                let look_again = u64::try_from(self.config.profile.pending_every.as_millis())
+                    .unwrap_or(u64::MAX);
+                let expected_by = WallTime(self.env.clock.wall_ms()).plus(look_again);
+                self.report(job, key, Said::Pending { expected_by }, |status| {
+                    Outcome::Pending { status }
+                })
+                .await
+            }
+            Known::Nothing => {
+                self.report(job, key, Said::LookedUp(None), |status| {
+                    Outcome::NothingFound { status }
+                })
+                .await
+            }
+            Known::Cancelled(object) => {
+                let said = Said::Cancelled { object };
+                self.report(job, key, said, |status| Outcome::ObjectCancelled { status })
+                    .await
+            }
+            Known::Unclear(why) => {
+                let detail = Detail::new(&readable(&why)).ok();
+                self.report(job, key, Said::Unknown { detail }, |_| Outcome::InDoubt {
+                    why,
+                })
+                .await
+            }
+            // The ledger knows it already, and hands the invoice on.
+            Known::LeaseLost => Outcome::LeaseLost,
+        }
+    }
+
+    async fn report<L: LedgerPort, H: Hold>(
+        &self,
+        job: &Job<'_, L, H>,
+        key: &IdempotencyKey,
+        said: Said,
+        told: impl FnOnce(InvoiceStatus) -> Outcome,
+    ) -> Outcome {
+        match self.tell(job, key, said, LEDGER_TRIES_MAX).await {
+            Ok(status) => told(status),
+            Err(Failure::Rejected(
+                Rejection::StaleToken { .. } | Rejection::LeaseExpired { .. },
+            )) => Outcome::LeaseLost,
+            Err(failure) => Outcome::InDoubt {
+                why: format!("the ledger could not be told: {failure}"),
+            },
+        }
+    }
+
+    /// Every settlement may be repeated: a fact that is known already changes nothing, and anything else needs the token and
+    /// the key of the attempt that it ended.
+    async fn tell<L: LedgerPort, H: Hold>(
+        &self,
+        job: &Job<'_, L, H>,
+        key: &IdempotencyKey,
+        said: Said,
+        tries_max: u32,
+    ) -> Result<InvoiceStatus, Failure> {
+        let mut tries = 0;
+        loop {
+            let failure = match job
+                .ledger
+                .settle(&job.bill.invoice, job.hold.token(), key, said.clone())
+                .await
+            {
+                Ok(status) => return Ok(status),
+                Err(rejected @ Failure::Rejected(_)) => return Err(rejected),
+                Err(failure @ (Failure::NotApplied(_) | Failure::Unknown(_))) => failure,
+            };
+            tries += 1;
+            if tries >= tries_max {
+                return Err(failure);
+            }
+            self.env.clock.sleep(back_off(tries)).await;
+        }
+    }
+}
+
+fn known_of(intent: Intent, from: &str) -> Known {
+    match intent.state {
+        IntentState::Succeeded(charged) => Known::Charged(charged),
+        IntentState::Working => Known::Working,
+        IntentState::Confirmable => Known::Nothing,
+        IntentState::Cancelled => {
+            tracing::info!(object = %intent.object, from, "the object is cancelled");
+            Known::Cancelled(intent.object)
+        }
+    }
+}
+
+fn terms(config: &GateConfig) -> Result<Terms, OutOfBounds> {
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    Ok(Terms {
+        provider: ProviderId::new(&config.provider)?,
+        account: AccountId::new(&config.account)?,
+        live: config.key.is_live(),
+        fingerprint: billing_core::Fingerprint::new(&[0])?, // Replaced per charge.
+        valid_for: ValidForMs::new(ms(config.profile.valid_for))?,
+        in_flight_max: InFlightMs::new(ms(config.profile.in_flight_max))?,
+        can_look_up: config.profile.look_up,
+        sticky: config.profile.sticky_declines,
+    })
+}
+
+fn back_off(tries: u32) -> Duration {
+    LEDGER_BACK_OFF
+        .saturating_mul(1 << tries.min(6))
+        .min(LEDGER_BACK_OFF_MAX)
+}
+
+/// What a person reads in the ledger: no control characters, and within its bound.
+fn readable(text: &str) -> String {
+    text.chars()
+        .map(|letter| if letter.is_control() { ' ' } else { letter })
+        .take(200)
+        .collect()
+}

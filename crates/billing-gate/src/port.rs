@@ -1,0 +1,51 @@
+//! What the gate needs of the cluster, and of the lease under which it works: three calls and a question. Decides nothing.
+//! `billing-client` is the real one; tests put a ledger of their own behind it.
+
+use billing_core::{
+    ChargeAttempt, FencingToken, IdempotencyKey, InvoiceId, InvoiceStatus, ObjectId, Outcome, Terms,
+};
+use billing_proto::Failure;
+
+/// An attempt, and until when something may be sent under its key.
+#[derive(Clone, Debug)]
+pub struct Begun {
+    pub attempt: ChargeAttempt,
+    /// On CLOCK_BOOTTIME, counted from before BeginCharge was sent.
+    pub send_until: billing_env::BootTime,
+}
+
+/// The ledger's three doors for a charge. Each future may be dropped; the command may take effect all the same.
+pub trait LedgerPort: Send + Sync {
+    /// Opens the next attempt or returns the open one, then marked taken over.
+    fn begin(
+        &self,
+        invoice: &InvoiceId,
+        token: FencingToken,
+        terms: &Terms,
+    ) -> impl Future<Output = Result<Begun, Failure>> + Send;
+
+    /// Records the object; returns the recorded one, which may be another's.
+    fn attach(
+        &self,
+        invoice: &InvoiceId,
+        token: FencingToken,
+        object: &ObjectId,
+    ) -> impl Future<Output = Result<ObjectId, Failure>> + Send;
+
+    /// Records what is known, and returns the invoice's status.
+    fn settle(
+        &self,
+        invoice: &InvoiceId,
+        token: FencingToken,
+        key: &IdempotencyKey,
+        outcome: Outcome,
+    ) -> impl Future<Output = Result<InvoiceStatus, Failure>> + Send;
+}
+
+/// The lease under which a charge is made.
+pub trait Hold: Send + Sync {
+    fn token(&self) -> FencingToken;
+
+    /// Whether this process may still believe that it holds the lease. Needs no network.
+    fn stands(&self) -> bool;
+}

@@ -1,0 +1,136 @@
+//! Decides what we believe of a provider: a dated table in TOML, shipped with the crate, replaceable. Refuses a table whose
+//! times contradict each other. Never decides what to do with it.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use serde::Deserialize;
+
+/// The table that ships with the crate.
+pub const SHIPPED: &str = include_str!("../profiles.toml");
+
+/// What one provider promises. `profiles.toml` says what each field means and where it was read.
+#[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Profile {
+    pub as_of: String,
+    pub sources: Vec<String>,
+    pub api_version: String,
+    #[serde(deserialize_with = "duration")]
+    pub key_retention: Duration,
+    pub sticky_declines: bool,
+    pub stored_errors: bool,
+    pub single_use_object: bool,
+    pub look_up: bool,
+    #[serde(deserialize_with = "duration")]
+    pub look_up_lag: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub in_flight_max: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub valid_for: Duration,
+    pub cancel: bool,
+    #[serde(deserialize_with = "duration")]
+    pub request_timeout: Duration,
+    #[serde(deserialize_with = "duration")]
+    pub pending_every: Duration,
+    pub amount_max: u64,
+}
+
+fn duration<'de, D: serde::Deserializer<'de>>(from: D) -> Result<Duration, D::Error> {
+    let text = String::deserialize(from)?;
+    humantime::parse_duration(&text).map_err(serde::de::Error::custom)
+}
+
+/// Why a table was not taken.
+#[derive(Debug, thiserror::Error)]
+pub enum ProfileError {
+    #[error("the provider profiles are not understood: {0}")]
+    Malformed(#[from] toml::de::Error),
+    #[error("there is no provider profile `{name}`; there are: {known}")]
+    Unknown { name: String, known: String },
+    #[error("provider profile `{name}`: {what}")]
+    Contradiction { name: String, what: String },
+}
+
+impl Profile {
+    /// The profile of that name in a table.
+    pub fn named(name: &str, table: &str) -> Result<Profile, ProfileError> {
+        let mut profiles: BTreeMap<String, Profile> = toml::from_str(table)?;
+        let Some(profile) = profiles.remove(name) else {
+            let known = profiles.into_keys().collect::<Vec<_>>().join(", ");
+            return Err(ProfileError::Unknown {
+                name: name.to_owned(),
+                known,
+            });
+        };
+        profile.check(name)?;
+        Ok(profile)
+    }
+
+    fn check(&self, name: &str) -> Result<(), ProfileError> {
+        let contradiction = |what: String| ProfileError::Contradiction {
+            name: name.to_owned(),
+            what,
+        };
+        let shown = humantime::format_duration;
+        // A send that outlives the provider's memory of its key charges twice, whatever else we do (§5, layer 3).
+        if self.valid_for + self.in_flight_max >= self.key_retention {
+            return Err(contradiction(format!(
+                "valid_for {} and in_flight_max {} together must stay below key_retention {}",
+                shown(self.valid_for),
+                shown(self.in_flight_max),
+                shown(self.key_retention)
+            )));
+        }
+        if self.request_timeout + self.look_up_lag > self.in_flight_max {
+            return Err(contradiction(format!(
+                "in_flight_max {} must cover request_timeout {} and look_up_lag {}",
+                shown(self.in_flight_max),
+                shown(self.request_timeout),
+                shown(self.look_up_lag)
+            )));
+        }
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_shipped_profile_is_consistent() {
+        for name in ["stripe", "manual"] {
+            let profile = Profile::named(name, SHIPPED).expect(name);
+            assert!(!profile.as_of.is_empty());
+        }
+        assert!(
+            Profile::named("stripe", SHIPPED)
+                .expect("shipped")
+                .single_use_object
+        );
+    }
+
+    #[test]
+    fn a_profile_that_outlives_the_providers_memory_is_refused() {
+        let longer = SHIPPED.replace("valid_for = \"30m\"", "valid_for = \"24h\"");
+        let refused = Profile::named("stripe", &longer)
+            .expect_err("too long")
+            .to_string();
+        assert!(
+            refused.contains("must stay below key_retention"),
+            "{refused}"
+        );
+        let slower = SHIPPED.replace("request_timeout = \"80s\"", "request_timeout = \"11m\"");
+        assert!(Profile::named("stripe", &slower).is_err());
+        let typo = SHIPPED.replace("look_up_lag", "lookup_lag");
+        assert!(matches!(
+            Profile::named("stripe", &typo),
+            Err(ProfileError::Malformed(_))
+        ));
+        let missing = Profile::named("adyen", SHIPPED)
+            .expect_err("not there")
+            .to_string();
+        assert!(missing.contains("manual, stripe"), "{missing}");
+    }
+}
