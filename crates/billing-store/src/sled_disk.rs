@@ -173,6 +173,7 @@ impl Medium for SledMedium {
 
 /// Opens sled; it panics on some kinds of damage.
 fn open_sled(path: &Path) -> Result<sled::Db, StoreError> {
+    wait_for_sled(path)?;
     let config = sled::Config::new()
         .path(path)
         .mode(sled::Mode::HighThroughput)
@@ -188,6 +189,18 @@ fn open_sled(path: &Path) -> Result<sled::Db, StoreError> {
             "sled cannot read it (it panicked, see above)",
         )),
     }
+}
+
+/// Waits until sled's own threads, left from an earlier opening in this process, have let go of its file. Nobody else can
+/// have it: the caller holds the folder's lock.
+fn wait_for_sled(path: &Path) -> Result<(), StoreError> {
+    let path = path.join("db");
+    if !path.exists() {
+        return Ok(());
+    }
+    let file = File::open(&path).map_err(|error| StoreError::io("opening", &path, error))?;
+    let waited = rustix::fs::flock(&file, rustix::fs::FlockOperation::LockExclusive);
+    waited.map_err(|error| StoreError::io("locking", &path, error.into()))
 }
 
 /// Makes an empty log in `folder`, durable down to the folder's own entry.
@@ -270,7 +283,7 @@ pub(crate) fn open(
     };
     let shared = Arc::new(Shared::new(&mut loaded));
     let (name, pages) = (medium.name.clone(), Arc::clone(&medium.pages));
-    let never_dropped = medium.pages.db.clone();
+    let never_dropped = (medium.pages.db.clone(), Arc::clone(&lock));
     let writer = Writer::new(medium, seed, Arc::clone(&shared), loaded);
     let (sender, inbox) = sync_channel(QUEUED_OPS_MAX);
     let thread = std::thread::Builder::new()
@@ -355,7 +368,11 @@ fn now_or_never<T>(future: impl Future<Output = T>) -> T {
     }
 }
 
-fn run(mut writer: Writer<SledMedium>, inbox: &Receiver<Op>, db: sled::Db) {
+fn run(
+    mut writer: Writer<SledMedium>,
+    inbox: &Receiver<Op>,
+    kept_on_failure: (sled::Db, Arc<FolderLock>),
+) {
     let outcome = catch_unwind(AssertUnwindSafe(|| serve(&mut writer, inbox)));
     let error = match outcome {
         Ok(Ok(())) => return,
@@ -366,8 +383,8 @@ fn run(mut writer: Writer<SledMedium>, inbox: &Receiver<Op>, db: sled::Db) {
             std::io::Error::other("the writer panicked, see above"),
         ),
     };
-    // Its drop would write and sync again, after a failure: never.
-    std::mem::forget(db);
+    // sled's drop would write and sync again, after a failure: never. The lock stays too: this process is done with the folder.
+    std::mem::forget(kept_on_failure);
     writer.fail(&error);
     while let Ok(op) = inbox.recv() {
         if let Some(done) = op.done {

@@ -233,6 +233,7 @@ impl<M: Medium> Writer<M> {
             self.remove(&pack);
             if let Some((index, _)) = end
                 && pack.first <= index
+                && Some(index) > self.purged.map(|(purged, _)| purged)
             {
                 self.shorten(&pack, index)?;
                 break;
