@@ -1,9 +1,10 @@
 //! `billing-sandbox`: reads flags, starts the provider, says where it listens, ends on Ctrl-C or SIGTERM.
 
 use std::fs;
-use std::io::Write;
+use std::io::{IsTerminal, Write};
 use std::ops::RangeInclusive;
 use std::path::PathBuf;
+use std::process::ExitCode;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -11,6 +12,7 @@ use billing_env::{Env, loopback_or_insecure};
 use billing_sandbox::{Faults, Sandbox, Settings};
 use clap::Parser;
 use tokio::signal::unix::{SignalKind, signal};
+use tracing_subscriber::EnvFilter;
 
 const ABOUT: &str =
     "A payment provider to try things on: Stripe's HTTP subset that a charge needs, with books.";
@@ -143,11 +145,20 @@ fn settings(args: &Args) -> Settings {
     }
 }
 
-fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
-    let filter = tracing_subscriber::EnvFilter::try_new(&args.log).context("--log is no filter")?;
-    tracing_subscriber::fmt()
-        .with_env_filter(filter)
+fn main() -> ExitCode {
+    match start(Args::parse()) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("billing-sandbox: {error:#}");
+            ExitCode::from(2)
+        }
+    }
+}
+
+fn start(args: Args) -> anyhow::Result<()> {
+    let filter = EnvFilter::try_new(&args.log).context("--log is no filter")?;
+    let log = tracing_subscriber::fmt().with_env_filter(filter);
+    log.with_ansi(std::io::stderr().is_terminal())
         .with_writer(std::io::stderr)
         .init();
     loopback_or_insecure(&args.listen, args.insecure).map_err(anyhow::Error::msg)?;

@@ -34,9 +34,11 @@ const REQUEST_ID: HeaderName = HeaderName::from_static("request-id");
 /// Why a sandbox did not start. Nothing listens after one of these.
 #[derive(Debug, thiserror::Error)]
 pub enum StartError {
-    #[error("cannot listen on {address}: {source} (is the port in use? try --listen 127.0.0.1:0)")]
+    #[error(
+        "cannot listen on {address} (another process there? --listen 127.0.0.1:0 takes a free port)"
+    )]
     Listen { address: String, source: io::Error },
-    #[error("cannot append the books to {path}: {source}")]
+    #[error("cannot append the books to {path}")]
     Journal { path: String, source: io::Error },
 }
 
