@@ -151,6 +151,16 @@ impl Failure {
     }
 }
 
+impl From<Failure> for Status {
+    /// The same failure for whoever passes it on; it classifies as what it was.
+    fn from(failure: Failure) -> Status {
+        match failure {
+            Failure::Rejected(rejection) => refused(&rejection),
+            Failure::NotApplied(status) | Failure::Unknown(status) => status,
+        }
+    }
+}
+
 impl From<Status> for Failure {
     fn from(status: Status) -> Failure {
         let told = Told::by(&status);
@@ -159,7 +169,7 @@ impl From<Status> for Failure {
             Some(Err(Unreadable)) => true, // Still a refusal: nothing changed.
             None => false,
         };
-        if unreadable || told.reason.as_deref() == Some(NOT_APPLIED) || stayed_here(&status) {
+        if unreadable || told.reason.as_deref() == Some(NOT_APPLIED) || never_connected(&status) {
             return Failure::NotApplied(status);
         }
         match status.code() {
@@ -228,7 +238,8 @@ impl Told {
 }
 
 /// No connection was made, so no byte of the request left this process.
-fn stayed_here(status: &Status) -> bool {
+#[must_use]
+pub fn never_connected(status: &Status) -> bool {
     let mut source = std::error::Error::source(status);
     while let Some(error) = source {
         if error.is::<tonic::ConnectError>() {

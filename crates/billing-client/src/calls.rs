@@ -1,0 +1,191 @@
+//! Decides how often a call may be sent and what its end proves. An attempt that got no answer leaves a doubt, and the doubt
+//! outlives later attempts: a later refusal or failure never turns it into "nothing happened" unless the command is one
+//! whose repeat gets the same answer.
+
+use std::{future::Future, time::Duration};
+
+use billing_env::{BootTime, Clock, MonoTime};
+use billing_proto::Failure;
+use tonic::{Code, Response, Status, transport::Channel};
+
+use crate::{Client, nodes::Node};
+
+/// The first pause between attempts is anything up to this, the next up to twice as much ...
+const BACK_OFF_FIRST: Duration = Duration::from_millis(25);
+/// ... and never more than this, so that a new leader is found soon after its election.
+const BACK_OFF_MAX: Duration = Duration::from_millis(500);
+
+/// What may be done after an attempt whose outcome is unknown.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Repeat {
+    /// The same request gets the same answer: reads, requests with a seq or an id, releases, submissions.
+    Freely,
+    /// A repeat does no harm, but may be refused because the first one did its work (the lease is gone, the status is
+    /// another). Such a refusal is no proof that nothing happened.
+    DoubtingRefusals,
+    /// A repeat means something else. BeginCharge: the attempt counts as taken over, which costs SOLE_SEND.
+    Never,
+}
+
+/// How long a call may take.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Budget {
+    /// All attempts together.
+    pub deadline: Duration,
+    /// One attempt, while another one is possible.
+    pub attempt: Duration,
+}
+
+/// An answer, and when its request was sent, read before sending.
+#[derive(Debug)]
+pub(crate) struct Answered<T> {
+    pub value: T,
+    /// Of the attempt that was answered: the bound for what that very request extended.
+    pub sent_at: BootTime,
+    /// Of the first attempt: the bound for what an earlier copy of the request may have been granted.
+    pub first_sent_at: BootTime,
+}
+
+impl Client {
+    pub(crate) fn budget(&self) -> Budget {
+        Budget {
+            deadline: self.inner.deadline,
+            attempt: self.inner.attempt,
+        }
+    }
+
+    /// Sends `request` until it is answered, must not be repeated, or time is up.
+    pub(crate) async fn call<Req, Resp, Sent>(
+        &self,
+        what: &'static str,
+        repeat: Repeat,
+        budget: Budget,
+        request: Req,
+        send: impl Fn(Channel, Req) -> Sent,
+    ) -> Result<Answered<Resp>, Failure>
+    where
+        Req: Clone,
+        Sent: Future<Output = Result<Response<Resp>, Status>>,
+    {
+        let clock = &*self.inner.env.clock;
+        let nodes = &self.inner.nodes;
+        let begun_at = clock.monotonic();
+        let first_sent_at = clock.boottime();
+        let mut doubt: Option<Status> = None;
+        let mut back_off = BackOff::default();
+        let mut followed = false;
+        loop {
+            let left = left(clock, begun_at, budget.deadline);
+            let patience = match repeat {
+                Repeat::Freely | Repeat::DoubtingRefusals => left.min(budget.attempt),
+                Repeat::Never => left,
+            };
+            let node = nodes.pick();
+            let sent_at = clock.boottime();
+            let sent = send(node.channel.clone(), request.clone());
+            let status = match within(clock, patience, sent).await {
+                Some(Ok(response)) => {
+                    nodes.learn(response.metadata());
+                    return Ok(Answered {
+                        value: response.into_inner(),
+                        sent_at,
+                        first_sent_at,
+                    });
+                }
+                Some(Err(status)) => status,
+                None => Status::deadline_exceeded(format!(
+                    "{what}: no answer from {} within {patience:?}",
+                    node.address
+                )),
+            };
+            let pointed_elsewhere = nodes.learn(status.metadata());
+            let may_repeat = match Failure::from(status) {
+                Failure::Rejected(rejection) => {
+                    return Err(match (repeat, doubt) {
+                        (Repeat::DoubtingRefusals, Some(_)) => {
+                            Failure::Unknown(Status::unknown(format!(
+                                "{what}: an attempt was not answered, and its repeat was refused: {rejection}"
+                            )))
+                        }
+                        (Repeat::Freely | Repeat::Never | Repeat::DoubtingRefusals, _) => {
+                            Failure::Rejected(rejection)
+                        }
+                    });
+                }
+                Failure::NotApplied(status) => {
+                    note(what, &node, &status);
+                    // Other codes say that asking again will not help: not implemented, not allowed.
+                    let transient =
+                        matches!(status.code(), Code::Unavailable | Code::ResourceExhausted);
+                    if billing_proto::status::never_connected(&status) {
+                        nodes.failed(&node);
+                    } else if !pointed_elsewhere {
+                        nodes.unhelpful(&node);
+                    }
+                    if !transient {
+                        return Err(doubt.map_or(Failure::NotApplied(status), Failure::Unknown));
+                    }
+                    Failure::NotApplied(status)
+                }
+                Failure::Unknown(status) => {
+                    nodes.failed(&node);
+                    note(what, &node, &status);
+                    if repeat == Repeat::Never {
+                        return Err(Failure::Unknown(status));
+                    }
+                    doubt = Some(status.clone());
+                    Failure::Unknown(status)
+                }
+            };
+            // At once, but not twice in a row: two nodes may each believe that the other one leads.
+            followed = pointed_elsewhere && !followed;
+            let pause = if followed {
+                Duration::ZERO
+            } else {
+                back_off.next(self)
+            };
+            if pause >= self::left(clock, begun_at, budget.deadline) {
+                return Err(doubt.map_or(may_repeat, Failure::Unknown));
+            }
+            clock.sleep(pause).await;
+        }
+    }
+}
+
+fn note(what: &str, node: &Node, status: &Status) {
+    tracing::debug!(what, node = %node.address, code = ?status.code(), message = status.message(), "attempt failed");
+}
+
+fn left(clock: &dyn Clock, begun_at: MonoTime, deadline: Duration) -> Duration {
+    deadline.saturating_sub(clock.monotonic().since(begun_at))
+}
+
+/// The future's value, or None once `limit` has passed; the future is dropped then.
+pub(crate) async fn within<T>(
+    clock: &dyn Clock,
+    limit: Duration,
+    future: impl Future<Output = T>,
+) -> Option<T> {
+    tokio::select! {
+        biased;
+        value = future => Some(value),
+        () = clock.sleep(limit) => None,
+    }
+}
+
+/// Doubling pauses with full jitter.
+#[derive(Default)]
+struct BackOff {
+    at_most: Option<Duration>,
+}
+
+impl BackOff {
+    fn next(&mut self, client: &Client) -> Duration {
+        let at_most = self
+            .at_most
+            .map_or(BACK_OFF_FIRST, |before| (before * 2).min(BACK_OFF_MAX));
+        self.at_most = Some(at_most);
+        // Half of it at least: a node that refuses at once must not be asked in a tight loop.
+        at_most / 2 + client.inner.env.random.jitter(at_most / 2)
+    }
+}

@@ -1,0 +1,229 @@
+//! Decides which node the next attempt goes to: the leader while one is known, else the configured endpoints in turn. Keeps
+//! one lazy channel per address. Never balances: a balancer takes a dead endpoint for a ready one.
+
+use std::{
+    collections::BTreeMap,
+    sync::{Arc, Mutex, MutexGuard, PoisonError},
+    time::Duration,
+};
+
+use billing_env::{Clock, Env, MonoTime, Net};
+use billing_proto::status::LEADER_ADDRESS;
+use hyper_util::rt::TokioIo;
+use tonic::{
+    metadata::MetadataMap,
+    transport::{Channel, Endpoint, Uri},
+};
+
+/// Addresses kept, hinted ones included. More: hinted ones are forgotten, configured ones never.
+const ADDRESSES_MAX: usize = 64;
+/// How long a node that failed is passed over, and hints that name it are not believed, while there are others.
+const SHUNNED_FOR: Duration = Duration::from_secs(1);
+/// TCP does not say that a machine is gone; pings do.
+const PING_EVERY: Duration = Duration::from_secs(5);
+const PING_TIMEOUT: Duration = Duration::from_secs(3);
+
+pub(crate) struct Nodes {
+    net: Arc<dyn Net>,
+    clock: Arc<dyn Clock>,
+    connect: Duration,
+    state: Mutex<State>,
+}
+
+impl std::fmt::Debug for Nodes {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Nodes")
+            .field("configured", &self.state().configured)
+            .finish_non_exhaustive()
+    }
+}
+
+struct State {
+    configured: Vec<Arc<str>>,
+    leader: Option<Arc<str>>,
+    /// Index of the configured endpoint to try next.
+    turn: usize,
+    channels: BTreeMap<Arc<str>, Kept>,
+    shunned: BTreeMap<Arc<str>, MonoTime>,
+    generations: u64,
+}
+
+struct Kept {
+    channel: Channel,
+    generation: u64,
+}
+
+/// Where one attempt goes.
+pub(crate) struct Node {
+    pub address: Arc<str>,
+    pub channel: Channel,
+    generation: u64,
+}
+
+impl Nodes {
+    pub fn new(env: &Env, configured: Vec<Arc<str>>, connect: Duration) -> Nodes {
+        // A crowd of clients with one list of endpoints must not begin at the same node.
+        let turn = usize::try_from(env.random.next_u64() % configured.len() as u64).unwrap_or(0);
+        let state = State {
+            configured,
+            leader: None,
+            turn,
+            channels: BTreeMap::new(),
+            shunned: BTreeMap::new(),
+            generations: 0,
+        };
+        Nodes {
+            net: env.net.clone(),
+            clock: env.clock.clone(),
+            connect,
+            state: Mutex::new(state),
+        }
+    }
+
+    pub fn configured(&self) -> Vec<String> {
+        self.state()
+            .configured
+            .iter()
+            .map(ToString::to_string)
+            .collect()
+    }
+
+    pub fn leader(&self) -> Option<String> {
+        self.state().leader.as_ref().map(ToString::to_string)
+    }
+
+    /// The node for the next attempt.
+    pub fn pick(&self) -> Node {
+        let now = self.clock.monotonic();
+        let mut state = self.state();
+        state.shunned.retain(|_, until| *until > now);
+        let address = state.leader.clone().unwrap_or_else(|| state.in_turn());
+        self.node(&mut state, address)
+    }
+
+    /// That node and no other.
+    pub fn at(&self, address: &str) -> Node {
+        self.node(&mut self.state(), Arc::from(address))
+    }
+
+    fn node(&self, state: &mut State, address: Arc<str>) -> Node {
+        if state.channels.len() >= ADDRESSES_MAX && !state.channels.contains_key(&address) {
+            let State {
+                channels,
+                configured,
+                ..
+            } = state;
+            channels.retain(|kept, _| configured.contains(kept));
+        }
+        let generations = &mut state.generations;
+        let kept = state.channels.entry(address.clone()).or_insert_with(|| {
+            *generations += 1;
+            Kept {
+                channel: self.channel(&address),
+                generation: *generations,
+            }
+        });
+        Node {
+            address,
+            channel: kept.channel.clone(),
+            generation: kept.generation,
+        }
+    }
+
+    /// Connects with the first call. Must be made inside a runtime, which carries the connection from then on.
+    fn channel(&self, address: &str) -> Channel {
+        let net = self.net.clone();
+        let host_port: Arc<str> = Arc::from(address);
+        let connector = tower::service_fn(move |_: Uri| {
+            let connecting = net.connect(&host_port);
+            async move { connecting.await.map(TokioIo::new) }
+        });
+        endpoint(address)
+            .connect_timeout(self.connect)
+            .http2_keep_alive_interval(PING_EVERY)
+            .keep_alive_timeout(PING_TIMEOUT)
+            .keep_alive_while_idle(true)
+            .connect_with_connector_lazy(connector)
+    }
+
+    /// Believes what a reply says about the leader, unless that node has just failed. Returns whether the leader changed.
+    pub fn learn(&self, metadata: &MetadataMap) -> bool {
+        let Some(address) = metadata
+            .get(LEADER_ADDRESS)
+            .and_then(|value| value.to_str().ok())
+        else {
+            return false;
+        };
+        let now = self.clock.monotonic();
+        let mut state = self.state();
+        let known = state.leader.as_deref() == Some(address);
+        let shunned = state.shunned.get(address).is_some_and(|until| *until > now);
+        // A hint that is no address would cost every call a failed connect.
+        if known || shunned || format!("http://{address}").parse::<Uri>().is_err() {
+            return false;
+        }
+        state.leader = Some(Arc::from(address));
+        true
+    }
+
+    /// An attempt got no answer there: the next one goes elsewhere, and comes back over a new connection.
+    pub fn failed(&self, node: &Node) {
+        let until = self.clock.monotonic() + SHUNNED_FOR;
+        let mut state = self.state();
+        state.turn_from(&node.address);
+        state.shunned.insert(node.address.clone(), until);
+        // Calls that shared the connection fail one after the other; only the first throws it away.
+        if state
+            .channels
+            .get(&node.address)
+            .is_some_and(|kept| kept.generation == node.generation)
+        {
+            state.channels.remove(&node.address);
+        }
+    }
+
+    /// It answered that it cannot help now (no leader known, queue full): ask another one next.
+    pub fn unhelpful(&self, node: &Node) {
+        self.state().turn_from(&node.address);
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        // Every change is complete before anything can panic.
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl State {
+    /// The configured endpoint whose turn it is, or the next that did not fail lately. The turn passes on only by failure:
+    /// a client that hops for no reason opens every connection.
+    fn in_turn(&self) -> Arc<str> {
+        let count = self.configured.len();
+        let skip = (0..count)
+            .find(|skip| {
+                !self
+                    .shunned
+                    .contains_key(&self.configured[(self.turn + skip) % count])
+            })
+            .unwrap_or(0);
+        self.configured[(self.turn + skip) % count].clone()
+    }
+
+    fn turn_from(&mut self, address: &Arc<str>) {
+        if self.leader.as_ref() == Some(address) {
+            self.leader = None;
+        }
+        if let Some(index) = self
+            .configured
+            .iter()
+            .position(|configured| configured == address)
+        {
+            self.turn = (index + 1) % self.configured.len();
+        }
+    }
+}
+
+fn endpoint(address: &str) -> Endpoint {
+    // Addresses are checked where they come in (build, learn); should one slip through, its connect fails, which is handled.
+    Endpoint::from_shared(format!("http://{address}"))
+        .unwrap_or_else(|_| Endpoint::from_static("http://invalid.invalid"))
+}

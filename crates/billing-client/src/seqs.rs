@@ -1,0 +1,153 @@
+//! Numbers a session's requests and remembers which answers are still needed. A number whose answer was lost stays open
+//! until its withdrawal is acknowledged; never is one given out twice.
+
+use std::{
+    collections::BTreeSet,
+    sync::{Mutex, MutexGuard, PoisonError},
+};
+
+use billing_core::limits::ANSWERS_KEPT_MAX;
+use tokio::sync::Notify;
+
+/// The cluster keeps so many answers of a session; a request further ahead of an open one would push its answer out.
+const SPAN_MAX: u64 = ANSWERS_KEPT_MAX as u64;
+
+pub(crate) struct Seqs {
+    state: Mutex<State>,
+    freed: Notify,
+}
+
+struct State {
+    next: u64,
+    open: BTreeSet<u64>,
+}
+
+impl State {
+    fn done_below(&self) -> u64 {
+        self.open.first().copied().unwrap_or(self.next)
+    }
+}
+
+/// A request's number, and below which number no answer is needed any more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Issued {
+    pub seq: u64,
+    pub done_below: u64,
+}
+
+impl Seqs {
+    pub fn new() -> Seqs {
+        Seqs {
+            state: Mutex::new(State {
+                next: 1,
+                open: BTreeSet::new(),
+            }),
+            freed: Notify::new(),
+        }
+    }
+
+    /// The next number. Waits while the oldest open request is so far behind that its answer would be lost.
+    pub async fn issue(&self) -> Issued {
+        loop {
+            let freed = self.freed.notified();
+            tokio::pin!(freed);
+            // Enabled before the look, so that a number freed in between is not missed.
+            freed.as_mut().enable();
+            {
+                let mut state = self.state();
+                if state.next - state.done_below() < SPAN_MAX {
+                    let seq = state.next;
+                    state.next += 1;
+                    state.open.insert(seq);
+                    return Issued {
+                        seq,
+                        done_below: state.done_below(),
+                    };
+                }
+            }
+            freed.await;
+        }
+    }
+
+    /// Its answer has arrived, or it is withdrawn.
+    pub fn done(&self, seq: u64) {
+        let was_open = self.state().open.remove(&seq);
+        debug_assert!(was_open, "seq {seq} is done once");
+        self.freed.notify_waiters();
+    }
+
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::FutureExt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn done_below_is_the_oldest_open_request() {
+        let seqs = Seqs::new();
+        assert_eq!(
+            seqs.issue().await,
+            Issued {
+                seq: 1,
+                done_below: 1
+            }
+        );
+        assert_eq!(
+            seqs.issue().await,
+            Issued {
+                seq: 2,
+                done_below: 1
+            }
+        );
+        seqs.done(2);
+        assert_eq!(
+            seqs.issue().await,
+            Issued {
+                seq: 3,
+                done_below: 1
+            }
+        );
+        seqs.done(1);
+        assert_eq!(
+            seqs.issue().await,
+            Issued {
+                seq: 4,
+                done_below: 3
+            }
+        );
+        seqs.done(3);
+        seqs.done(4);
+        assert_eq!(
+            seqs.issue().await,
+            Issued {
+                seq: 5,
+                done_below: 5
+            }
+        );
+    }
+
+    #[tokio::test]
+    async fn a_request_waits_rather_than_push_out_the_answer_of_an_open_one() {
+        let seqs = Seqs::new();
+        seqs.issue().await;
+        for seq in 2..=SPAN_MAX {
+            assert_eq!(seqs.issue().await.seq, seq);
+            seqs.done(seq);
+        }
+        let mut beyond = Box::pin(seqs.issue());
+        assert_eq!((&mut beyond).now_or_never(), None, "1 is still open");
+        seqs.done(1);
+        assert_eq!(
+            beyond.await,
+            Issued {
+                seq: SPAN_MAX + 1,
+                done_below: SPAN_MAX + 1
+            }
+        );
+    }
+}
