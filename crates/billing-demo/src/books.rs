@@ -128,11 +128,17 @@ pub fn compare(ledger: &BTreeMap<String, LedgerEntry>, books: &Books) -> Compari
         if succeeded.len() > 1 && invoice != NO_INVOICE {
             result.charged_twice += 1;
             let ids: Vec<_> = succeeded.iter().map(|charge| charge.0.as_str()).collect();
-            result.findings.push(format!("{invoice} was charged {} times: {}", ids.len(), ids.join(", ")));
+            result.findings.push(format!(
+                "{invoice} was charged {} times: {}",
+                ids.len(),
+                ids.join(", ")
+            ));
         }
         if !succeeded.is_empty() && !ledger.contains_key(invoice) {
             result.missing += 1;
-            result.findings.push(format!("the provider charged {invoice}, which the ledger does not know"));
+            result.findings.push(format!(
+                "the provider charged {invoice}, which the ledger does not know"
+            ));
         }
     }
     result
@@ -158,9 +164,16 @@ mod tests {
             status,
             amount_minor: 1500,
             currency: "USD".to_owned(),
-            reference: if status == Status::Paid { "pi_1".to_owned() } else { String::new() },
+            reference: if status == Status::Paid {
+                "pi_1".to_owned()
+            } else {
+                String::new()
+            },
         };
-        entries.iter().map(|(id, status)| ((*id).to_owned(), entry(*status))).collect()
+        entries
+            .iter()
+            .map(|(id, status)| ((*id).to_owned(), entry(*status)))
+            .collect()
     }
 
     fn books(json: &str) -> Books {
@@ -169,10 +182,18 @@ mod tests {
 
     #[test]
     fn one_charge_for_each_paid_invoice_holds() {
-        let books = books(r#"{"invoices":{"a":[["ch_0",1500,"usd","failed"],["ch_1",1500,"usd","succeeded"]]}}"#);
-        let result = compare(&ledger(&[("a", Status::Paid), ("b", Status::Failed)]), &books);
+        let books = books(
+            r#"{"invoices":{"a":[["ch_0",1500,"usd","failed"],["ch_1",1500,"usd","succeeded"]]}}"#,
+        );
+        let result = compare(
+            &ledger(&[("a", Status::Paid), ("b", Status::Failed)]),
+            &books,
+        );
         assert!(result.holds(), "{result:?}");
-        assert_eq!((result.invoices, result.paid, result.failed, result.charges), (2, 1, 1, 1));
+        assert_eq!(
+            (result.invoices, result.paid, result.failed, result.charges),
+            (2, 1, 1, 1)
+        );
     }
 
     #[test]
@@ -181,19 +202,34 @@ mod tests {
         let result = compare(&ledger(&[("a", Status::Paid)]), &books(twice));
         assert!(!result.holds() && result.charged_twice == 1 && result.charges == 2);
 
-        let result = compare(&ledger(&[("a", Status::Paid)]), &books(r#"{"invoices":{}}"#));
-        assert!(!result.holds() && result.missing == 1, "paid, and nobody charged it");
+        let result = compare(
+            &ledger(&[("a", Status::Paid)]),
+            &books(r#"{"invoices":{}}"#),
+        );
+        assert!(
+            !result.holds() && result.missing == 1,
+            "paid, and nobody charged it"
+        );
 
         let other_sum = r#"{"invoices":{"a":[["ch_1",999,"usd","succeeded"]]}}"#;
         let result = compare(&ledger(&[("a", Status::Paid)]), &books(other_sum));
-        assert!(!result.holds() && result.missing == 1, "charged with another sum");
+        assert!(
+            !result.holds() && result.missing == 1,
+            "charged with another sum"
+        );
 
         let once = r#"{"invoices":{"a":[["ch_1",1500,"usd","succeeded"]]}}"#;
         let result = compare(&ledger(&[("a", Status::Failed)]), &books(once));
-        assert!(!result.holds() && result.missing == 1, "charged, and the ledger does not know");
+        assert!(
+            !result.holds() && result.missing == 1,
+            "charged, and the ledger does not know"
+        );
 
         let result = compare(&ledger(&[]), &books(once));
-        assert!(!result.holds() && result.missing == 1, "charged, and never submitted");
+        assert!(
+            !result.holds() && result.missing == 1,
+            "charged, and never submitted"
+        );
 
         for status in [Status::InDoubt, Status::Review, Status::Other] {
             assert!(!compare(&ledger(&[("a", status)]), &books(r#"{"invoices":{}}"#)).holds());

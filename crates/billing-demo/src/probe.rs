@@ -7,7 +7,7 @@ use std::{
 };
 
 use anyhow::{Result, bail};
-use billing_client::Client;
+use billing_client::{AcquireOptions, Client};
 use tokio::task::JoinHandle;
 
 /// Between two tries: the measured gap is at most this much too long.
@@ -33,11 +33,12 @@ impl Probe {
             .build()?;
         let successes = Arc::new(Mutex::new(Vec::new()));
         let seen = Arc::clone(&successes);
+        let options = AcquireOptions::default().ttl(TTL);
         let task = tokio::spawn(async move {
             for number in 0u64.. {
                 let begun = Instant::now();
                 let invoice = format!("failover-probe-{number}");
-                if let Ok(lease) = client.acquire_plain(&invoice, "failover-probe", TTL).await {
+                if let Ok(lease) = client.acquire(&invoice, "failover-probe", options).await {
                     if let Ok(mut seen) = seen.lock() {
                         seen.push((begun, Instant::now()));
                     }
@@ -55,7 +56,9 @@ impl Probe {
         let deadline = Instant::now() + at_most;
         loop {
             let first = self.successes.lock().ok().and_then(|seen| {
-                seen.iter().find(|(begun, _)| *begun >= since).map(|(_, granted)| *granted)
+                seen.iter()
+                    .find(|(begun, _)| *begun >= since)
+                    .map(|(_, granted)| *granted)
             });
             if let Some(granted) = first {
                 return Ok(granted - since);

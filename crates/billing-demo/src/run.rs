@@ -10,6 +10,7 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use billing_client::{Client, v1};
+use futures::TryStreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
@@ -68,13 +69,18 @@ pub struct Report {
 impl Report {
     /// Everything that the demo promises.
     pub fn holds(&self) -> bool {
-        self.comparison.holds() && self.leader_killed == 1 && self.worker_paused == 1 && self.failover.is_some()
+        self.comparison.holds()
+            && self.leader_killed == 1
+            && self.worker_paused == 1
+            && self.failover.is_some()
     }
 
     /// The last three lines, for people and for programs.
     pub fn lines(&self) -> [String; 3] {
         let books = &self.comparison;
-        let failover = self.failover.map_or_else(|| "-".to_owned(), |gap| gap.as_millis().to_string());
+        let failover = self
+            .failover
+            .map_or_else(|| "-".to_owned(), |gap| gap.as_millis().to_string());
         [
             format!(
                 "invoices={} paid={} in_doubt={} review={}",
@@ -106,11 +112,16 @@ pub async fn run(options: &RunOptions) -> Result<Report> {
     std::fs::create_dir_all(&options.folder)?;
     say(&format!("logs and data: {}", options.folder.display()));
     let (sandbox, sandbox_address) = start_sandbox(&options.folder).await?;
-    say(&format!("provider: http://{sandbox_address}, loses every {LOSE_REPLY_EVERY}th reply after doing the work"));
+    say(&format!(
+        "provider: http://{sandbox_address}, loses every {LOSE_REPLY_EVERY}th reply after doing the work"
+    ));
     let mut cluster = Cluster::start(ClusterOptions::new(options.folder.join("nodes")))?;
     let client = Client::builder().endpoints(cluster.endpoints()).build()?;
     let leader = cluster.led(&client, LEADER_WITHIN).await?;
-    say(&format!("nodes: {}; node {leader} leads", cluster.endpoints().join(", ")));
+    say(&format!(
+        "nodes: {}; node {leader} leads",
+        cluster.endpoints().join(", ")
+    ));
 
     let csv = invoices(options, &cluster)?;
     submit(&csv, &cluster)?;
@@ -119,13 +130,22 @@ pub async fn run(options: &RunOptions) -> Result<Report> {
         bail!("no invoice was submitted, so there is nothing to charge");
     }
 
-    let mut stage = Stage { workers: Vec::new(), sandbox, sandbox_address, cluster, client };
+    let mut stage = Stage {
+        workers: Vec::new(),
+        sandbox,
+        sandbox_address,
+        cluster,
+        client,
+    };
     let begun = Instant::now();
     for number in 1..=options.workers {
         let worker = start_worker(number, &stage, &options.folder)?;
         stage.workers.push(worker);
     }
-    say(&format!("workers: {} processes, session TTL {SESSION_TTL:?}", options.workers));
+    say(&format!(
+        "workers: {} processes, session TTL {SESSION_TTL:?}",
+        options.workers
+    ));
     let mut report = break_things(&mut stage, total).await?;
     report.took = begun.elapsed();
     let ledger = ledger(&stage.client).await?;
@@ -147,11 +167,21 @@ async fn start_sandbox(folder: &Path) -> Result<(Process, String)> {
     let port_file = folder.join("sandbox.address");
     let mut command = Command::new(binary("billing-sandbox")?);
     command
-        .args(["--listen", "127.0.0.1:0", "--delay-ms", "1..8", "--lose-reply-every"])
+        .args([
+            "--listen",
+            "127.0.0.1:0",
+            "--delay-ms",
+            "1..8",
+            "--lose-reply-every",
+        ])
         .arg(LOSE_REPLY_EVERY.to_string())
         .arg("--port-file")
         .arg(&port_file);
-    let mut process = Process::start("billing-sandbox", command, &Output::File(folder.join("sandbox.log")))?;
+    let mut process = Process::start(
+        "billing-sandbox",
+        command,
+        &Output::File(folder.join("sandbox.log")),
+    )?;
     let deadline = Instant::now() + SANDBOX_WITHIN;
     loop {
         let text = std::fs::read_to_string(&port_file).unwrap_or_default();
@@ -199,7 +229,10 @@ fn submit(csv: &Path, cluster: &Cluster) -> Result<()> {
             say("some lines were refused, as billingctl said above; going on with the others");
             Ok(())
         }
-        _ => bail!("billingctl invoice submit {} failed ({status})", csv.display()),
+        _ => bail!(
+            "billingctl invoice submit {} failed ({status})",
+            csv.display()
+        ),
     }
 }
 
@@ -208,12 +241,19 @@ fn start_worker(number: usize, stage: &Stage, folder: &Path) -> Result<Process> 
     let mut command = Command::new(binary("billing-worker")?);
     command
         .args(["--endpoints", &stage.cluster.endpoints().join(",")])
-        .args(["--provider-url", &format!("http://{}", stage.sandbox_address)])
+        .args([
+            "--provider-url",
+            &format!("http://{}", stage.sandbox_address),
+        ])
         .args(["--holder", &name])
         .args(["--session-ttl", &format!("{}s", SESSION_TTL.as_secs())])
         .arg("--until-empty")
         .env("BILLING_PROVIDER_KEY", TEST_KEY);
-    Process::start(&name, command, &Output::File(folder.join(format!("{name}.log"))))
+    Process::start(
+        &name,
+        command,
+        &Output::File(folder.join(format!("{name}.log"))),
+    )
 }
 
 /// What is still to be done to them, in order of progress.
@@ -244,35 +284,53 @@ async fn break_things(stage: &mut Stage, total: usize) -> Result<Report> {
         if share >= STALL_AT && !faults.stalled_once {
             faults.stalled_once = stall_one(stage, &mut faults, &bar).await?;
         }
-        if let Some((number, since)) = faults.stalled.filter(|(_, since)| since.elapsed() >= STALL) {
+        if let Some((number, since)) = faults.stalled.filter(|(_, since)| since.elapsed() >= STALL)
+        {
             stage.workers[number].signal(Signal::CONT)?;
             faults.stalled = None;
-            bar.println(format!("demo: {} goes on after {:.1} s", stage.workers[number].name(), since.elapsed().as_secs_f64()));
+            bar.println(format!(
+                "demo: {} goes on after {:.1} s",
+                stage.workers[number].name(),
+                since.elapsed().as_secs_f64()
+            ));
         }
         if share >= KILL_AT && faults.killed.is_none() {
             let leader = stage.cluster.led(&stage.client, LEADER_WITHIN).await?;
             let now = Instant::now();
             stage.cluster.kill(leader)?;
             faults.killed = Some((leader, now));
-            bar.println(format!("demo: killed node {leader}, the leader, with SIGKILL at {paid} paid"));
+            bar.println(format!(
+                "demo: killed node {leader}, the leader, with SIGKILL at {paid} paid"
+            ));
             let gap = probe.gap(now, LEADER_WITHIN).await?;
             failover = Some(gap);
-            bar.println(format!("demo: the next lease was granted {} ms later", gap.as_millis()));
+            bar.println(format!(
+                "demo: the next lease was granted {} ms later",
+                gap.as_millis()
+            ));
         }
-        if let Some((leader, _)) = faults.killed.filter(|_| share >= RESTART_AT && !faults.restarted) {
+        if let Some((leader, _)) = faults
+            .killed
+            .filter(|_| share >= RESTART_AT && !faults.restarted)
+        {
             stage.cluster.start_node(leader, false)?;
             faults.restarted = true;
             bar.println(format!("demo: node {leader} starts again"));
         }
         stage.cluster.all_running()?;
         if let Some(status) = stage.sandbox.exited()? {
-            bail!("the sandbox ended ({status}):\n{}", stage.sandbox.last_words(10));
+            bail!(
+                "the sandbox ended ({status}):\n{}",
+                stage.sandbox.last_words(10)
+            );
         }
         if all_ended(stage)? && faults.stalled.is_none() {
             break;
         }
         if progressed.elapsed() > STUCK_AFTER {
-            bail!("no invoice was paid for {STUCK_AFTER:?}, {paid} of {total} are; the logs tell more");
+            bail!(
+                "no invoice was paid for {STUCK_AFTER:?}, {paid} of {total} are; the logs tell more"
+            );
         }
         tokio::time::sleep(LOOK_AGAIN).await;
     }
@@ -294,10 +352,21 @@ async fn stall_one(stage: &mut Stage, faults: &mut Faults, bar: &ProgressBar) ->
         }
         stage.workers[number].signal(Signal::STOP)?;
         let name = stage.workers[number].name().to_owned();
-        let held = stage.client.leases(&name).await.map_or(0, |leases| leases.len());
+        let request = v1::ListLeasesRequest {
+            holder: name.clone(),
+            page_size: PAGE,
+            ..Default::default()
+        };
+        let held = stage
+            .client
+            .list_leases(request)
+            .await
+            .map_or(0, |page| page.leases.len());
         if held > 0 {
             faults.stalled = Some((number, Instant::now()));
-            bar.println(format!("demo: stopped {name} with SIGSTOP while it holds {held} leases"));
+            bar.println(format!(
+                "demo: stopped {name} with SIGSTOP while it holds {held} leases"
+            ));
             return Ok(true);
         }
         stage.workers[number].signal(Signal::CONT)?;
@@ -311,7 +380,11 @@ fn all_ended(stage: &mut Stage) -> Result<bool> {
         match worker.exited()? {
             None => all = false,
             Some(status) if status.success() => {}
-            Some(status) => bail!("{} ended ({status}):\n{}", worker.name(), worker.last_words(10)),
+            Some(status) => bail!(
+                "{} ended ({status}):\n{}",
+                worker.name(),
+                worker.last_words(10)
+            ),
         }
     }
     Ok(all)
@@ -320,38 +393,43 @@ fn all_ended(stage: &mut Stage) -> Result<bool> {
 /// How many invoices are paid, by the node that has applied most.
 async fn paid(stage: &Stage) -> Option<usize> {
     let views = stage.cluster.views(&stage.client).await;
-    let newest = views.into_iter().flatten().max_by_key(|view| view.applied_index)?;
-    let count = newest.invoices.iter().find(|count| count.status == v1::InvoiceStatus::Paid as i32);
+    let newest = views
+        .into_iter()
+        .flatten()
+        .max_by_key(|view| view.applied_index)?;
+    let count = newest
+        .invoices
+        .iter()
+        .find(|count| count.status == v1::InvoiceStatus::Paid as i32);
     Some(count.map_or(0, |count| count.count as usize))
 }
 
 /// Every invoice of the ledger, linearizably read.
 async fn ledger(client: &Client) -> Result<BTreeMap<String, LedgerEntry>> {
     let mut all = BTreeMap::new();
-    let mut page = String::new();
-    loop {
-        let request = v1::ListInvoicesRequest { page_size: PAGE, page_token: page, ..Default::default() };
-        let answer = client.list_invoices(request).await?;
-        for found in answer.invoices {
-            let Some(invoice) = found.invoice else { continue };
-            let status = match v1::InvoiceStatus::try_from(found.status) {
-                Ok(v1::InvoiceStatus::Paid) => Status::Paid,
-                Ok(v1::InvoiceStatus::Failed) => Status::Failed,
-                Ok(v1::InvoiceStatus::InDoubt) => Status::InDoubt,
-                Ok(v1::InvoiceStatus::Review) => Status::Review,
-                _ => Status::Other,
-            };
-            let entry = LedgerEntry {
-                status,
-                amount_minor: invoice.amount_minor.unsigned_abs(),
-                currency: invoice.currency,
-                reference: found.charge_reference,
-            };
-            all.insert(invoice.invoice_id, entry);
-        }
-        if answer.next_page_token.is_empty() {
-            return Ok(all);
-        }
-        page = answer.next_page_token;
+    let request = v1::ListInvoicesRequest {
+        page_size: PAGE,
+        ..Default::default()
+    };
+    let mut found = std::pin::pin!(client.invoices(request));
+    while let Some(found) = found.try_next().await? {
+        let Some(invoice) = found.invoice else {
+            continue;
+        };
+        let status = match v1::InvoiceStatus::try_from(found.status) {
+            Ok(v1::InvoiceStatus::Paid) => Status::Paid,
+            Ok(v1::InvoiceStatus::Failed) => Status::Failed,
+            Ok(v1::InvoiceStatus::InDoubt) => Status::InDoubt,
+            Ok(v1::InvoiceStatus::Review) => Status::Review,
+            _ => Status::Other,
+        };
+        let entry = LedgerEntry {
+            status,
+            amount_minor: invoice.amount_minor.unsigned_abs(),
+            currency: invoice.currency,
+            reference: found.charge_reference,
+        };
+        all.insert(invoice.invoice_id, entry);
     }
+    Ok(all)
 }

@@ -117,7 +117,11 @@ impl Cluster {
         } else {
             Output::File(self.options.folder.join(format!("node-{id}.log")))
         };
-        let process = Process::start(format!("billingd {id}"), self.command(id, bootstrap)?, &output)?;
+        let process = Process::start(
+            format!("billingd {id}"),
+            self.command(id, bootstrap)?,
+            &output,
+        )?;
         self.nodes[id - 1] = Some(process);
         Ok(())
     }
@@ -141,7 +145,9 @@ impl Cluster {
 
     /// All client endpoints.
     pub fn endpoints(&self) -> Vec<String> {
-        (1..=self.options.nodes).map(|id| self.endpoint(id)).collect()
+        (1..=self.options.nodes)
+            .map(|id| self.endpoint(id))
+            .collect()
     }
 
     /// The process of node `id`, if it was started and not killed by us.
@@ -176,10 +182,13 @@ impl Cluster {
     /// The node that says of itself that it leads, in the highest term.
     pub async fn leader(&self, client: &Client) -> Option<usize> {
         let views = self.views(client).await;
-        let leading = views.into_iter().flatten().filter(|view| {
-            view.role == billing_proto::v1::NodeRole::Leader as i32
-        });
-        leading.max_by_key(|view| view.term).map(|view| view.node_id as usize)
+        let leading = views
+            .into_iter()
+            .flatten()
+            .filter(|view| view.role == billing_proto::v1::NodeRole::Leader as i32);
+        leading
+            .max_by_key(|view| view.term)
+            .map(|view| view.node_id as usize)
     }
 
     /// Waits until some node leads.
@@ -191,7 +200,10 @@ impl Cluster {
             }
             self.all_running()?;
             if tokio::time::Instant::now() >= deadline {
-                bail!("no leader within {at_most:?}; the nodes' logs are in {}", self.options.folder.display());
+                bail!(
+                    "no leader within {at_most:?}; the nodes' logs are in {}",
+                    self.options.folder.display()
+                );
             }
             tokio::time::sleep(LOOK_AGAIN).await;
         }
@@ -201,7 +213,11 @@ impl Cluster {
     pub fn all_running(&mut self) -> Result<()> {
         for process in self.nodes.iter_mut().flatten() {
             if let Some(status) = process.exited()? {
-                bail!("{} ended ({status}):\n{}", process.name(), process.last_words(10));
+                bail!(
+                    "{} ended ({status}):\n{}",
+                    process.name(),
+                    process.last_words(10)
+                );
             }
         }
         Ok(())

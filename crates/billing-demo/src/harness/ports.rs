@@ -24,5 +24,10 @@ pub fn free_ports(count: usize) -> Result<Vec<u16>> {
     }
     (found.len() == count)
         .then(|| found.into_iter().collect())
-        .with_context(|| format!("no {count} free ports between {} and {}", RANGE.start, RANGE.end))
+        .with_context(|| {
+            format!(
+                "no {count} free ports between {} and {}",
+                RANGE.start, RANGE.end
+            )
+        })
 }

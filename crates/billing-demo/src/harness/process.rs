@@ -53,7 +53,11 @@ pub struct Process {
 impl Process {
     /// Starts `command` in a process group of its own, so that a Ctrl-C in the terminal reaches only us, and we end it in order.
     /// The kernel kills it when the thread that started it ends: not even a SIGKILL of ours leaves it behind.
-    pub fn start(name: impl Into<String>, mut command: Command, output: &Output) -> Result<Process> {
+    pub fn start(
+        name: impl Into<String>,
+        mut command: Command,
+        output: &Output,
+    ) -> Result<Process> {
         let name = name.into();
         command.stdin(Stdio::null()).process_group(0);
         let mut log = None;
@@ -104,7 +108,9 @@ impl Process {
 
     /// SIGKILL, and waits for the end: the ports are free when it returns.
     pub fn kill(&mut self) -> Result<()> {
-        self.child.kill().with_context(|| format!("cannot kill {}", self.name))?;
+        self.child
+            .kill()
+            .with_context(|| format!("cannot kill {}", self.name))?;
         self.child.wait()?;
         Ok(())
     }
@@ -144,7 +150,10 @@ impl Process {
 
     /// The last lines it wrote, for an error message.
     pub fn last_words(&self, lines: usize) -> String {
-        let Some(text) = self.log().and_then(|path| std::fs::read_to_string(path).ok()) else {
+        let Some(text) = self
+            .log()
+            .and_then(|path| std::fs::read_to_string(path).ok())
+        else {
             return String::new();
         };
         let all: Vec<&str> = text.lines().collect();
