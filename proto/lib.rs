@@ -5,6 +5,8 @@ pub mod convert;
 mod rejection;
 pub mod request;
 pub mod status;
+#[cfg(test)]
+mod tests;
 
 pub use status::Failure;
 
