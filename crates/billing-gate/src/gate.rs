@@ -5,16 +5,16 @@
 use std::time::Duration;
 
 use billing_core::{
-    AccountId, AttemptState, Bill, ChargeAttempt, Charged, DeclineCode, Detail, Finality,
-    IdempotencyKey, InFlightMs, InvoiceStatus, ObjectId, OutOfBounds, Outcome as Said, ProviderId,
-    Rejection, Terms, ValidForMs, WallTime,
+    AccountId, Bill, Charged, DeclineCode, Detail, Finality, IdempotencyKey, InFlightMs,
+    InvoiceStatus, ObjectId, OutOfBounds, Outcome as Said, ProviderId, Rejection, Terms,
+    ValidForMs, WallTime,
 };
 use billing_env::{BootTime, Env};
 use billing_proto::Failure;
 
 use crate::http::Connections;
 use crate::payers::Payers;
-use crate::port::{Begun, Hold, LedgerPort};
+use crate::port::{Attempt, Begun, Hold, LedgerPort};
 use crate::profile::Profile;
 use crate::secret::SecretKey;
 use crate::stripe::{self, Answer, ChargeParams, Intent, IntentState, Stripe};
@@ -81,8 +81,8 @@ pub enum Outcome {
     NothingFound { status: InvoiceStatus },
     /// The attempt's object can never succeed; the next attempt makes another.
     ObjectCancelled { status: InvoiceStatus },
-    /// Nobody can tell yet. The attempt stays open and is continued under its key.
-    InDoubt { why: String },
+    /// Nobody can tell yet. The attempt stays open and is continued under its key. `told`: the ledger knows as much.
+    InDoubt { why: String, told: bool },
     /// The lease was lost before anything was sent under it; the ledger hands the invoice on.
     LeaseLost,
     /// The ledger said no before anything was sent.
@@ -91,6 +91,25 @@ pub enum Outcome {
     NotBegun(Failure),
     /// Money moved and the ledger could not be told. The next holder finds it by its object.
     ChargedUnsettled { charged: Charged, failure: Failure },
+}
+
+impl Outcome {
+    /// The settlement ended the lease: nothing is left to give back.
+    pub fn ended_the_lease(&self) -> bool {
+        match self {
+            Outcome::Charged { .. }
+            | Outcome::Declined { .. }
+            | Outcome::Pending { .. }
+            | Outcome::NothingFound { .. }
+            | Outcome::ObjectCancelled { .. }
+            | Outcome::InDoubt { told: true, .. } => true,
+            Outcome::InDoubt { told: false, .. }
+            | Outcome::LeaseLost
+            | Outcome::Refused(_)
+            | Outcome::NotBegun(_)
+            | Outcome::ChargedUnsettled { .. } => false,
+        }
+    }
 }
 
 /// One provider account, one credential.
@@ -122,7 +141,7 @@ struct Job<'a, L, H> {
     hold: &'a H,
     bill: &'a Bill,
     params: &'a ChargeParams,
-    attempt: &'a ChargeAttempt,
+    attempt: &'a Attempt,
     send_until: BootTime,
 }
 
@@ -156,7 +175,7 @@ impl Gate {
         ledger: &L,
         hold: &H,
         bill: &Bill,
-        known: Option<&ChargeAttempt>,
+        known: Option<&Attempt>,
     ) -> Outcome {
         self.env.pauses.reach("before_begin").await;
         if !hold.stands() {
@@ -167,7 +186,7 @@ impl Gate {
             Err(why) => return self.refuse_unsent(ledger, hold, bill, known, &why).await,
         };
         if let Some(attempt) = known
-            && attempt.state == AttemptState::Closing
+            && attempt.closing
         {
             return self
                 .look_up_only(ledger, hold, bill, &params, attempt)
@@ -182,7 +201,7 @@ impl Gate {
             Err(outcome) => return outcome,
         };
         self.env.pauses.reach("after_begin").await;
-        tracing::debug!(invoice = %bill.invoice, key = %begun.attempt.idempotency_key, taken_over = begun.attempt.taken_over, "begun");
+        tracing::debug!(invoice = %bill.invoice, key = %begun.attempt.key, taken_over = begun.attempt.taken_over, "begun");
         let attempt = &begun.attempt;
         let job = Job {
             ledger,
@@ -233,7 +252,7 @@ impl Gate {
 
     /// From an open attempt to what is known of it.
     async fn carry_out<L: LedgerPort, H: Hold>(&self, job: &Job<'_, L, H>) -> Known {
-        let object = match &job.attempt.provider_object {
+        let object = match &job.attempt.object {
             Some(object) => object.clone(),
             None => match self.create_and_attach(job).await {
                 Ok(object) => object,
@@ -242,7 +261,7 @@ impl Gate {
         };
         // Somebody else may have sent: under this key if it was taken over, under an older one if the object is older than the
         // attempt, or if another gate's object was recorded before ours.
-        let fresh = job.attempt.provider_object.is_none() && !job.attempt.taken_over;
+        let fresh = job.attempt.object.is_none() && !job.attempt.taken_over;
         if !fresh {
             match self.look_up(&object, job.params).await {
                 Known::Nothing => {}
@@ -257,7 +276,7 @@ impl Gate {
         &self,
         job: &Job<'_, L, H>,
     ) -> Result<ObjectId, Known> {
-        let key = &job.attempt.idempotency_key;
+        let key = &job.attempt.key;
         let mut why = String::new();
         for sends in 0..SENDS_MAX {
             self.pause_between_sends(sends).await;
@@ -322,7 +341,7 @@ impl Gate {
             if let Ok(ready) = self.stripe.connect().await {
                 let answer = self
                     .stripe
-                    .cancel(ready, &ours, job.params, &job.attempt.idempotency_key)
+                    .cancel(ready, &ours, job.params, &job.attempt.key)
                     .await;
                 tracing::debug!(?answer, %ours, "withdrawn");
             }
@@ -367,7 +386,7 @@ impl Gate {
             sends += 1;
             let answer = self
                 .stripe
-                .confirm(ready, object, job.params, &job.attempt.idempotency_key)
+                .confirm(ready, object, job.params, &job.attempt.key)
                 .await;
             self.env.pauses.reach("after_send").await;
             match answer {
@@ -502,9 +521,9 @@ impl Gate {
         hold: &H,
         bill: &Bill,
         params: &ChargeParams,
-        attempt: &ChargeAttempt,
+        attempt: &Attempt,
     ) -> Outcome {
-        let known = match &attempt.provider_object {
+        let known = match &attempt.object {
             Some(object) => self.look_up(object, params).await,
             None => Known::Unclear("closing, and no object is recorded to look up".to_owned()),
         };
@@ -526,7 +545,7 @@ impl Gate {
         ledger: &L,
         hold: &H,
         bill: &Bill,
-        known: Option<&ChargeAttempt>,
+        known: Option<&Attempt>,
         why: &str,
     ) -> Outcome {
         tracing::warn!(invoice = %bill.invoice, why, "cannot be charged");
@@ -534,6 +553,7 @@ impl Gate {
             // Somebody could, once: their attempt is not ours to end.
             return Outcome::InDoubt {
                 why: why.to_owned(),
+                told: false,
             };
         }
         // The bodies that would have been sent do not exist; what stands for them is why.
@@ -543,6 +563,7 @@ impl Gate {
         let Ok(fingerprint) = fingerprint else {
             return Outcome::InDoubt {
                 why: why.to_owned(),
+                told: false,
             };
         };
         let terms = Terms {
@@ -597,7 +618,7 @@ impl Gate {
     /// Tells the ledger, and keeps telling it that money moved.
     async fn settle<L: LedgerPort, H: Hold>(&self, job: &Job<'_, L, H>, known: Known) -> Outcome {
         self.env.pauses.reach("before_settle").await;
-        let key = &job.attempt.idempotency_key;
+        let key = &job.attempt.key;
         let invoice = &job.bill.invoice;
         match known {
             Known::Charged(charged) => {
@@ -652,6 +673,7 @@ impl Gate {
                 let detail = Detail::new(&readable(&why)).ok();
                 self.report(job, key, Said::Unknown { detail }, |_| Outcome::InDoubt {
                     why,
+                    told: true,
                 })
                 .await
             }
@@ -674,6 +696,7 @@ impl Gate {
             )) => Outcome::LeaseLost,
             Err(failure) => Outcome::InDoubt {
                 why: format!("the ledger could not be told: {failure}"),
+                told: false,
             },
         }
     }

@@ -2,6 +2,7 @@
 //! for the provider and what the answer proves (§5).
 //! It never knows Raft, CSV of invoices or terminals, and never decides whether an invoice may be charged: the ledger does.
 
+mod client;
 mod gate;
 mod http;
 mod payers;
@@ -10,9 +11,10 @@ mod profile;
 mod secret;
 mod stripe;
 
+pub use client::bill_of;
 pub use gate::{Gate, GateConfig, GateError, Outcome};
 pub use http::{ANSWER_BYTES_MAX, CONNECTIONS_MAX};
 pub use payers::{Payer, Payers, PayersError};
-pub use port::{Begun, Hold, LedgerPort};
+pub use port::{Attempt, Begun, Hold, LedgerPort};
 pub use profile::{Profile, ProfileError, SHIPPED};
 pub use secret::{SecretError, SecretKey};

@@ -2,16 +2,40 @@
 //! `billing-client` is the real one; tests put a ledger of their own behind it.
 
 use billing_core::{
-    ChargeAttempt, FencingToken, IdempotencyKey, InvoiceId, InvoiceStatus, ObjectId, Outcome, Terms,
+    AttemptState, ChargeAttempt, FencingToken, IdempotencyKey, InvoiceId, InvoiceStatus, ObjectId,
+    Outcome, Terms,
 };
+use billing_env::BootTime;
 use billing_proto::Failure;
+
+/// A charge attempt, as far as the gate reads it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Attempt {
+    pub key: IdempotencyKey,
+    /// Never sent again; only looked up.
+    pub closing: bool,
+    pub object: Option<ObjectId>,
+    /// Somebody else may have sent under this key.
+    pub taken_over: bool,
+}
+
+impl From<&ChargeAttempt> for Attempt {
+    fn from(attempt: &ChargeAttempt) -> Attempt {
+        Attempt {
+            key: attempt.idempotency_key.clone(),
+            closing: attempt.state == AttemptState::Closing,
+            object: attempt.provider_object.clone(),
+            taken_over: attempt.taken_over,
+        }
+    }
+}
 
 /// An attempt, and until when something may be sent under its key.
 #[derive(Clone, Debug)]
 pub struct Begun {
-    pub attempt: ChargeAttempt,
+    pub attempt: Attempt,
     /// On CLOCK_BOOTTIME, counted from before BeginCharge was sent.
-    pub send_until: billing_env::BootTime,
+    pub send_until: BootTime,
 }
 
 /// The ledger's three doors for a charge. Each future may be dropped; the command may take effect all the same.
