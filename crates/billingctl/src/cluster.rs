@@ -1,0 +1,240 @@
+//! The cluster as commands see it: billing-client, with every failure already in words. Decides nothing about retries or
+//! leaders; the client does.
+
+use std::pin::Pin;
+
+use billing_client::{
+    AcquireOptions, Client, FencingToken, LeaseGuard, Session, SessionOptions, Submitted,
+};
+use billing_env::Env;
+use billing_proto::{Failure, v1};
+use futures::{Stream, StreamExt};
+
+use crate::{
+    args::{ENDPOINTS_MAX, Global},
+    failure::{Problem, explain, reason_of},
+};
+
+pub struct Cluster {
+    client: Client,
+    endpoints: Vec<String>,
+    env: Env,
+}
+
+impl Cluster {
+    /// Connects to nothing yet.
+    pub fn connect(global: &Global, env: Env) -> Result<Cluster, Problem> {
+        let endpoints = global.endpoints.clone();
+        if endpoints.len() > ENDPOINTS_MAX {
+            return Err(Problem::failed(
+                format!("more than {ENDPOINTS_MAX} endpoints"),
+                "three to seven are a cluster",
+            ));
+        }
+        let client = Client::builder()
+            .endpoints(endpoints.iter().cloned())
+            .env(env.clone())
+            .deadline(global.timeout)
+            // A node that hangs must leave time to ask another one.
+            .attempt(global.timeout / 3)
+            .build()
+            .map_err(|error| {
+                Problem::failed(error.to_string(), "write --endpoints host:port,host:port")
+            })?;
+        Ok(Cluster {
+            client,
+            endpoints,
+            env,
+        })
+    }
+
+    pub fn endpoints(&self) -> &[String] {
+        &self.endpoints
+    }
+
+    /// A failed call in words.
+    pub async fn explain(&self, failure: Failure) -> Problem {
+        explain(failure, &self.endpoints, &self.env).await
+    }
+
+    async fn told<T>(&self, answer: Result<T, Failure>) -> Result<T, Problem> {
+        match answer {
+            Ok(value) => Ok(value),
+            Err(failure) => Err(self.explain(failure).await),
+        }
+    }
+
+    /// A lease without a session; nobody keeps it alive.
+    pub async fn acquire_lease(
+        &self,
+        invoice_id: &str,
+        holder: &str,
+        options: AcquireOptions,
+    ) -> Result<LeaseGuard, Problem> {
+        self.told(self.client.acquire(invoice_id, holder, options).await)
+            .await
+    }
+
+    pub async fn open_session(&self, options: SessionOptions) -> Result<Session, Problem> {
+        self.told(self.client.open_session(options).await).await
+    }
+
+    pub async fn release_lease(&self, invoice_id: &str, token: u64) -> Result<bool, Problem> {
+        self.told(
+            self.client
+                .release_lease(invoice_id, FencingToken(token))
+                .await,
+        )
+        .await
+    }
+
+    pub async fn renew_lease(
+        &self,
+        invoice_id: &str,
+        token: u64,
+        ttl: std::time::Duration,
+    ) -> Result<v1::Lease, Problem> {
+        self.told(
+            self.client
+                .renew_lease(invoice_id, FencingToken(token), ttl)
+                .await,
+        )
+        .await
+    }
+
+    pub async fn get_lease(
+        &self,
+        invoice_id: &str,
+        stale_ok: bool,
+    ) -> Result<Option<v1::Lease>, Problem> {
+        self.told(self.client.get_lease(invoice_id, stale_ok).await)
+            .await
+    }
+
+    pub async fn list_leases(
+        &self,
+        request: v1::ListLeasesRequest,
+    ) -> Result<v1::ListLeasesResponse, Problem> {
+        self.told(self.client.list_leases(request).await).await
+    }
+
+    pub async fn force_release(
+        &self,
+        invoice_id: &str,
+        reason: &str,
+    ) -> Result<v1::ForceReleaseResponse, Problem> {
+        self.told(self.client.force_release(invoice_id, reason).await)
+            .await
+    }
+
+    /// What was acknowledged stays when this fails.
+    pub async fn submit_invoices(&self, invoices: Vec<v1::Invoice>) -> Result<Submitted, Problem> {
+        self.told(self.client.submit_invoices(invoices, |_| ()).await)
+            .await
+    }
+
+    pub async fn get_invoice(
+        &self,
+        invoice_id: &str,
+        stale_ok: bool,
+    ) -> Result<v1::GetInvoiceResponse, Problem> {
+        self.told(self.client.get_invoice(invoice_id, stale_ok).await)
+            .await
+    }
+
+    pub async fn list_invoices(
+        &self,
+        request: v1::ListInvoicesRequest,
+    ) -> Result<v1::ListInvoicesResponse, Problem> {
+        self.told(self.client.list_invoices(request).await).await
+    }
+
+    pub async fn get_invoice_history(
+        &self,
+        invoice_id: &str,
+        stale_ok: bool,
+    ) -> Result<Vec<v1::AuditRecord>, Problem> {
+        self.told(self.client.get_invoice_history(invoice_id, stale_ok).await)
+            .await
+    }
+
+    pub async fn cancel_invoice(
+        &self,
+        invoice_id: &str,
+        reason: &str,
+    ) -> Result<v1::InvoiceStatus, Problem> {
+        self.told(self.client.cancel_invoice(invoice_id, reason).await)
+            .await
+    }
+
+    pub async fn requeue_invoice(
+        &self,
+        invoice_id: &str,
+        reason: &str,
+    ) -> Result<v1::InvoiceStatus, Problem> {
+        self.told(self.client.requeue_invoice(invoice_id, reason).await)
+            .await
+    }
+
+    /// `charged`: None says that no money moved.
+    pub async fn resolve_charge(
+        &self,
+        invoice_id: &str,
+        key: &str,
+        charged: Option<v1::resolve_charge_request::Charged>,
+        evidence: &str,
+    ) -> Result<v1::InvoiceStatus, Problem> {
+        self.told(
+            self.client
+                .resolve_charge(invoice_id, key, charged, evidence)
+                .await,
+        )
+        .await
+    }
+
+    /// One node's own view, or in one line why it gave none.
+    pub async fn status_of(&self, endpoint: &str) -> Result<v1::GetStatusResponse, String> {
+        self.client
+            .status_of(endpoint)
+            .await
+            .map_err(|failure| reason_of(&failure))
+    }
+
+    pub async fn pause_provider(
+        &self,
+        provider: &str,
+        paused: bool,
+        reason: &str,
+    ) -> Result<(), Problem> {
+        self.told(self.client.pause_provider(provider, paused, reason).await)
+            .await
+    }
+
+    pub async fn allow_charges(&self, evidence: &str) -> Result<(), Problem> {
+        self.told(self.client.allow_charges(evidence).await).await
+    }
+
+    /// Records from `from_index` on (0: the oldest kept), `limit` at most (0: all).
+    pub fn read_audit_log(&self, from_index: u64, limit: u64) -> AuditLog<'_> {
+        AuditLog {
+            cluster: self,
+            records: Box::pin(self.client.read_audit_log(from_index, limit)),
+        }
+    }
+}
+
+/// Audit records as they stream by.
+pub struct AuditLog<'a> {
+    cluster: &'a Cluster,
+    records: Pin<Box<dyn Stream<Item = Result<v1::AuditRecord, Failure>> + Send>>,
+}
+
+impl AuditLog<'_> {
+    /// None: that was the last one.
+    pub async fn next(&mut self) -> Result<Option<v1::AuditRecord>, Problem> {
+        match self.records.next().await {
+            None => Ok(None),
+            Some(record) => self.cluster.told(record).await.map(Some),
+        }
+    }
+}
