@@ -1,0 +1,17 @@
+//! Every bound of a node's inside, on one screen, each with its behaviour. The ledger's own are in `billing_core::limits`.
+
+use std::time::Duration;
+
+pub const PROPOSALS_QUEUED_MAX: usize = 16_384; // Commands waiting to be proposed or forwarded. Full: Overloaded, at once.
+pub const BATCH_COMMANDS_MAX: usize = 1_024; // A batch is closed at either bound;
+pub const BATCH_BYTES_MAX: usize = 48 * 1024; // with its frame it stays below what one key of the log disk takes.
+pub const ENTRIES_IN_FLIGHT_MAX: usize = 8; // More: commands gather into the next batch.
+pub const FORWARDS_IN_FLIGHT_MAX: usize = 8; // Batches on their way to the leader; more: they gather too.
+pub const WAITERS_MAX: usize = 65_536; // Acquires of this node's callers that wait for a lease. More: Overloaded.
+pub const READS_WAITING_MAX: usize = 16_384; // Linearizable reads that wait for a round. More: Overloaded.
+
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(10); // Not yet proposed: NotApplied. Proposed: Unknown.
+pub const GREETING_EVERY: Duration = Duration::from_secs(60); // Wall clocks and state hashes are compared (§4, §7).
+pub const WALL_OFF_MAX_MS: u64 = 30_000; // From a majority's median; more: the median is stamped, with an alarm.
+
+const _: () = assert!(BATCH_BYTES_MAX < 64 * 1024);

@@ -1,0 +1,215 @@
+//! Decides what time an entry is stamped with (§4): a base in cluster time, taken once per leadership, and this process's
+//! monotonic time since. Never adds elapsed time to anything, and never lets a wall clock move cluster time.
+
+use std::sync::atomic::{AtomicI64, Ordering};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use billing_core::{ClusterTime, Stamp, WallTime};
+use billing_env::{Clock, MonoTime};
+use tokio::sync::watch;
+
+use crate::raft::types::LeaderId;
+
+/// Where one leadership began to count.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+struct Base {
+    leadership: LeaderId,
+    time: ClusterTime,
+    at: MonoTime,
+}
+
+/// The time of this node as a leader.
+pub struct LeaderClock {
+    node: u64,
+    clock: Arc<dyn Clock>,
+    base: Mutex<Option<Base>>,
+    /// Which leadership has a base; wakes the proposer.
+    ready: watch::Sender<Option<LeaderId>>,
+    /// Added to this machine's wall clock while it disagrees with a majority's.
+    wall_correction_ms: AtomicI64,
+}
+
+impl LeaderClock {
+    pub fn new(node: u64, clock: Arc<dyn Clock>) -> LeaderClock {
+        LeaderClock {
+            node,
+            clock,
+            base: Mutex::default(),
+            ready: watch::Sender::new(None),
+            wall_correction_ms: AtomicI64::new(0),
+        }
+    }
+
+    fn base(&self) -> MutexGuard<'_, Option<Base>> {
+        self.base.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// An entry of `leadership` was applied, and the ledger's time is now `time`. The first entry of an own leadership fixes
+    /// its base; the later ones change nothing: re-taking it would lose the time between propose and apply.
+    pub fn own_entry_applied(&self, leadership: LeaderId, time: ClusterTime) {
+        if leadership.node_id != self.node {
+            return;
+        }
+        let mut base = self.base();
+        if base.is_none_or(|base| base.leadership != leadership) {
+            *base = Some(Base {
+                leadership,
+                time,
+                at: self.clock.monotonic(),
+            });
+            drop(base);
+            self.ready.send_replace(Some(leadership));
+        }
+    }
+
+    /// The state jumped: a snapshot was installed. A later leadership takes a base of its own.
+    pub fn discard(&self) {
+        *self.base() = None;
+        self.ready.send_replace(None);
+    }
+
+    /// The stamp for an entry that is proposed now, in `leadership`. `None` before that leadership has a base.
+    pub fn stamp(&self, leadership: LeaderId) -> Option<Stamp> {
+        let base = (*self.base()).filter(|base| base.leadership == leadership)?;
+        let elapsed = self.clock.monotonic().since(base.at);
+        Some(Stamp {
+            base: base.time,
+            elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
+            wall: self.wall(),
+        })
+    }
+
+    /// Unix time as this node stamps it: its own, or a majority's median while its own is off.
+    pub fn wall(&self) -> WallTime {
+        let correction = self.wall_correction_ms.load(Ordering::Relaxed);
+        WallTime(self.clock.wall_ms().saturating_add_signed(correction))
+    }
+
+    /// What is added to this machine's wall clock; 0 while it agrees with a majority.
+    pub fn wall_correction_ms(&self) -> i64 {
+        self.wall_correction_ms.load(Ordering::Relaxed)
+    }
+
+    pub fn correct_wall(&self, correction_ms: i64) {
+        self.wall_correction_ms
+            .store(correction_ms, Ordering::Relaxed);
+    }
+
+    /// Changes when a leadership got its base.
+    pub fn ready(&self) -> watch::Receiver<Option<LeaderId>> {
+        self.ready.subscribe()
+    }
+}
+
+/// How far this machine's wall clock is from the median of those asked, itself included, when that is beyond `off_max_ms`:
+/// what to add to it. `offsets` are the others' clocks minus this one.
+pub fn wall_correction(offsets: &[i64], off_max_ms: u64) -> i64 {
+    let mut all: Vec<i64> = offsets.iter().copied().chain([0]).collect();
+    all.sort_unstable();
+    let middle = all.len() / 2;
+    let median = if all.len() % 2 == 1 {
+        all[middle]
+    } else {
+        // Two clocks, or four: nobody can tell which half is right.
+        all[middle - 1].midpoint(all[middle])
+    };
+    if median.unsigned_abs() > off_max_ms {
+        median
+    } else {
+        0
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::AtomicU64;
+    use std::time::Duration;
+
+    use billing_env::{BootTime, BoxFuture};
+    use openraft::vote::RaftLeaderId;
+
+    use super::*;
+
+    #[derive(Default)]
+    struct ByHand(AtomicU64);
+
+    impl ByHand {
+        fn advance(&self, by: Duration) {
+            self.0.fetch_add(by.as_nanos() as u64, Ordering::Relaxed);
+        }
+    }
+
+    impl Clock for ByHand {
+        fn monotonic(&self) -> MonoTime {
+            MonoTime(self.0.load(Ordering::Relaxed))
+        }
+        fn boottime(&self) -> BootTime {
+            BootTime(self.0.load(Ordering::Relaxed))
+        }
+        fn wall_ms(&self) -> u64 {
+            1_000_000
+        }
+        fn sleep(&self, _: Duration) -> BoxFuture<'static, ()> {
+            Box::pin(std::future::pending())
+        }
+    }
+
+    fn leadership(term: u64, node: u64) -> LeaderId {
+        LeaderId::new(term, node)
+    }
+
+    fn proposed(clock: &LeaderClock, leadership: LeaderId) -> Option<u64> {
+        clock.stamp(leadership).map(|stamp| stamp.proposed().0)
+    }
+
+    #[test]
+    fn the_base_is_taken_once_per_leadership() {
+        let hand = Arc::new(ByHand::default());
+        let clock = LeaderClock::new(1, hand.clone());
+        let first = leadership(3, 1);
+        assert_eq!(proposed(&clock, first), None, "no own entry applied yet");
+        clock.own_entry_applied(first, ClusterTime(5_000));
+        hand.advance(Duration::from_millis(700));
+        // Under load entries are applied late, stamped with an older time: taking the base again would stand still.
+        clock.own_entry_applied(first, ClusterTime(5_300));
+        assert_eq!(proposed(&clock, first), Some(5_700));
+    }
+
+    #[test]
+    fn another_leader_s_time_is_not_counted_twice() {
+        let hand = Arc::new(ByHand::default());
+        let clock = LeaderClock::new(1, hand.clone());
+        clock.own_entry_applied(leadership(3, 1), ClusterTime(0));
+        hand.advance(Duration::from_secs(10));
+        // Node 2 leads for ten seconds and applies up to 20 s; this node leads again.
+        clock.own_entry_applied(leadership(4, 2), ClusterTime(10_000));
+        hand.advance(Duration::from_secs(10));
+        let again = leadership(5, 1);
+        assert_eq!(proposed(&clock, again), None, "the old base is not used");
+        clock.own_entry_applied(again, ClusterTime(20_000));
+        hand.advance(Duration::from_secs(1));
+        assert_eq!(proposed(&clock, again), Some(21_000));
+    }
+
+    #[test]
+    fn a_jump_of_the_state_discards_the_base() {
+        let clock = LeaderClock::new(1, Arc::new(ByHand::default()));
+        let own = leadership(3, 1);
+        clock.own_entry_applied(own, ClusterTime(9));
+        clock.discard();
+        assert_eq!(proposed(&clock, own), None);
+    }
+
+    #[test]
+    fn only_a_clock_off_by_more_than_the_bound_is_corrected() {
+        assert_eq!(wall_correction(&[20_000, 29_000], 30_000), 0);
+        assert_eq!(wall_correction(&[100_000, 101_000], 30_000), 100_000);
+        assert_eq!(
+            wall_correction(&[-100_000, 0], 30_000),
+            0,
+            "one of three is wrong, not this one"
+        );
+        assert_eq!(wall_correction(&[100_000], 30_000), 50_000);
+        assert_eq!(wall_correction(&[], 30_000), 0);
+    }
+}

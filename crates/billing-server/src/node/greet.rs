@@ -1,0 +1,268 @@
+//! Decides what nodes tell each other outside of the consensus: who they are, what their wall clocks say, what their states
+//! hash to; and how a new cluster is founded. Never lets a folder speak under an id that another folder used.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use billing_core::{Actor, Command, LedgerId};
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::errors::{InitializeError, RaftError};
+use serde::{Deserialize, Serialize};
+use tonic::{Code, Status};
+
+use super::Inner;
+use super::bounds::{GREETING_EVERY, WALL_OFF_MAX_MS};
+use super::clock::wall_correction;
+use crate::raft::folders::FolderId;
+use crate::raft::links::{Lane, body, payload};
+use crate::raft::{Peer, StateHash};
+
+/// Between two attempts to find founding members that do not answer yet.
+const FOUNDING_RETRY: Duration = Duration::from_millis(250);
+/// A greeting is small; a node that takes longer is asked again later.
+const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Greeting {
+    /// Those with whom the caller is about to found a cluster.
+    pub founding: Option<BTreeMap<u64, Peer>>,
+}
+
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub(crate) struct Greeted {
+    pub folder: FolderId,
+    pub wall_ms: u64,
+    pub hashes: Vec<StateHash>,
+}
+
+/// Founds the cluster, together with every other founding member (§7: explicit, once).
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Founding {
+    pub ledger_id: LedgerId,
+    /// The operator says that nothing was ever charged under this ledger id.
+    pub no_prior_charges: bool,
+}
+
+async fn greet(
+    node: &Inner,
+    to: u64,
+    peer: &Peer,
+    greeting: &Greeting,
+) -> Result<(Greeted, i64), Status> {
+    let mut link = node.links.to(to, &peer.raft, Lane::Calls)?;
+    let request = link.request(payload("greeting", greeting)?);
+    let sent = node.env.clock.monotonic();
+    let wall = node.env.clock.wall_ms();
+    let response = tokio::select! {
+        biased;
+        response = link.client.hello(request) => response?,
+        () = node.env.clock.sleep(GREETING_TIMEOUT) => {
+            return Err(Status::deadline_exceeded("no answer in time"));
+        }
+    };
+    let greeted: Greeted = body("greeting", response.get_ref())?;
+    // Half of the round trip: it left there about then.
+    let round_trip = node.env.clock.monotonic().since(sent);
+    let here = wall.saturating_add(u64::try_from(round_trip.as_millis() / 2).unwrap_or(0));
+    let offset = i64::try_from(i128::from(greeted.wall_ms) - i128::from(here)).unwrap_or(i64::MAX);
+    node.admit(to, greeted.folder).await?;
+    Ok((greeted, offset))
+}
+
+/// Whether a refusal means that this very node must never speak again under its id.
+fn banned(status: &Status) -> bool {
+    status.code() == Code::PermissionDenied
+}
+
+/// Founds the cluster if it is not founded yet: first everybody must have met everybody, so that a machine which lost its
+/// disk is recognised by whoever knew it before; then each starts with the same members, which the library allows.
+pub(crate) async fn found(node: Arc<Inner>, founding: Founding) {
+    let initialized = match node.raft.is_initialized().await {
+        Ok(initialized) => initialized,
+        Err(_) => return,
+    };
+    if !initialized {
+        let greeting = Greeting {
+            founding: Some(node.config.members.clone()),
+        };
+        let mut silent: BTreeMap<u64, Peer> = node.others();
+        while !silent.is_empty() {
+            for (to, peer) in silent.clone() {
+                match greet(&node, to, &peer, &greeting).await {
+                    Ok(_) => {
+                        silent.remove(&to);
+                    }
+                    Err(status) if banned(&status) => {
+                        node.fail_stop.trip(&status.message());
+                        return;
+                    }
+                    Err(status) if status.code() == Code::FailedPrecondition => {
+                        tracing::error!(
+                            node = to,
+                            reason = status.message(),
+                            "a founding member refuses"
+                        );
+                    }
+                    Err(status) => {
+                        tracing::info!(
+                            node = to,
+                            reason = status.message(),
+                            "waiting for a founding member"
+                        );
+                    }
+                }
+            }
+            if !silent.is_empty() {
+                node.env.clock.sleep(FOUNDING_RETRY).await;
+            }
+        }
+        match node.raft.initialize(node.config.members.clone()).await {
+            Ok(()) => tracing::info!(members = node.config.members.len(), "founded"),
+            // A member that was quicker has replicated it to this one already.
+            Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
+            Err(error) => {
+                node.fail_stop.trip(&format!(
+                    "the cluster cannot be founded: {error}: check that this node is among its peers"
+                ));
+                return;
+            }
+        }
+    }
+    bootstrap(&node, &founding).await;
+}
+
+/// The first command of a new ledger. Every founding member proposes it: whoever is first, the others are refused.
+async fn bootstrap(node: &Inner, founding: &Founding) {
+    let command = Command::Bootstrap(billing_core::Bootstrap {
+        ledger_id: founding.ledger_id.clone(),
+        no_prior_charges: founding.no_prior_charges,
+    });
+    loop {
+        match node.propose(Actor::ledger(), command.clone()).await {
+            Ok(Ok(_)) => {
+                tracing::info!(ledger = %founding.ledger_id, "bootstrapped");
+                return;
+            }
+            Ok(Err(refused)) => {
+                tracing::debug!(%refused, "bootstrapped by another member");
+                return;
+            }
+            Err(error) => {
+                if *node.closing.borrow() {
+                    return;
+                }
+                tracing::debug!(%error, "not bootstrapped yet");
+                node.env.clock.sleep(FOUNDING_RETRY).await;
+            }
+        }
+    }
+}
+
+/// Greets every other member when this node starts, when it is elected, and every minute.
+pub(crate) async fn run(node: Arc<Inner>) {
+    let mut closing = node.closing.subscribe();
+    let mut metrics = node.raft.server_metrics();
+    let mut led = None;
+    loop {
+        round(&node).await;
+        let elected = async {
+            loop {
+                let leads = node.leadership();
+                if leads != led {
+                    led = leads;
+                    if led.is_some() {
+                        return;
+                    }
+                }
+                if metrics.changed().await.is_err() {
+                    return std::future::pending().await;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = super::until_true(&mut closing) => return,
+            () = elected => {}
+            () = node.env.clock.sleep(GREETING_EVERY) => {}
+        }
+    }
+}
+
+async fn round(node: &Inner) {
+    let members = node.members();
+    let greeting = Greeting { founding: None };
+    let others: Vec<(u64, Peer)> = members
+        .iter()
+        .filter(|&(&to, _)| to != node.config.node)
+        .map(|(&to, peer)| (to, peer.clone()))
+        .collect();
+    let answers = futures::future::join_all(
+        others
+            .iter()
+            .map(|(to, peer)| greet(node, *to, peer, &greeting)),
+    )
+    .await;
+    let mut offsets = Vec::new();
+    let mut hashes = Vec::new();
+    for ((to, _), answer) in others.iter().zip(answers) {
+        match answer {
+            Ok((greeted, offset)) => {
+                offsets.push(offset);
+                hashes.push(greeted.hashes);
+            }
+            Err(status) if banned(&status) => {
+                node.fail_stop.trip(&status.message());
+                return;
+            }
+            Err(status) if status.code() == Code::FailedPrecondition => {
+                tracing::error!(
+                    node = to,
+                    reason = status.message(),
+                    "a peer refuses this node"
+                );
+            }
+            Err(_) => {}
+        }
+    }
+    let majority = members.len() / 2 + 1;
+    if node.leadership().is_some() && offsets.len() + 1 >= majority {
+        compare_wall(node, &offsets);
+    }
+    compare_states(node, &hashes, majority);
+}
+
+/// A leader whose wall clock a majority does not share stamps the majority's (§4). Nothing but audit, `due_at` and closing
+/// goes by it.
+fn compare_wall(node: &Inner, offsets: &[i64]) {
+    let correction = wall_correction(offsets, WALL_OFF_MAX_MS);
+    if correction != 0 {
+        tracing::warn!(
+            off_ms = -correction,
+            "this machine's wall clock differs from a majority's by more than {WALL_OFF_MAX_MS} ms; theirs is stamped: correct it"
+        );
+    }
+    node.replica.clock.correct_wall(correction);
+}
+
+/// The same log must give the same state (I7). Whoever differs from a majority is wrong, and ends.
+fn compare_states(node: &Inner, others: &[Vec<StateHash>], majority: usize) {
+    let own: Vec<StateHash> = node.replica.state().hashes.iter().copied().collect();
+    for mine in own {
+        let at_index = others
+            .iter()
+            .flatten()
+            .filter(|other| other.index == mine.index);
+        let mut differing: BTreeMap<_, usize> = BTreeMap::new();
+        for other in at_index.filter(|other| other.hash != mine.hash) {
+            *differing.entry(other.hash).or_default() += 1;
+        }
+        if differing.values().any(|&count| count >= majority) {
+            node.fail_stop.trip(&format!(
+                "the state at index {} differs from a majority's: this node's memory or disk changed what the log says; {}",
+                mine.index,
+                billing_store::REJOIN
+            ));
+        }
+    }
+}

@@ -1,0 +1,317 @@
+//! Decides how commands become entries: what is queued now goes into one batch, without lingering, and the batch gets its
+//! time after it closed. Never proposes without being sure of its own leadership's clock, and never calls a proposal
+//! undone: once handed to the consensus, an error is Unknown.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU8, Ordering};
+use std::time::Duration;
+
+use billing_core::{Actor, Command, Rejection, Reply};
+use billing_env::Env;
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::impls::ProgressResponder;
+use tokio::sync::{Semaphore, mpsc, oneshot};
+
+use super::Inner;
+use super::bounds::{
+    BATCH_BYTES_MAX, BATCH_COMMANDS_MAX, CALL_TIMEOUT, ENTRIES_IN_FLIGHT_MAX, PROPOSALS_QUEUED_MAX,
+};
+use super::error::CallError;
+use crate::raft::types::{Batch, LeaderId, Proposal};
+
+/// The ledger's word on one command, or why there is none.
+pub type Answer = Result<Result<Reply, Rejection>, CallError>;
+
+const QUEUED: u8 = 0;
+const HANDED_OVER: u8 = 1;
+const WITHDRAWN: u8 = 2;
+
+/// One command on its way.
+pub(crate) struct Ask {
+    pub actor: Actor,
+    pub command: Command,
+    /// Encoded, as it counts towards a batch.
+    bytes: usize,
+    progress: Arc<AtomicU8>,
+    reply: oneshot::Sender<Answer>,
+}
+
+impl Ask {
+    /// Marks it as about to leave; false when its caller gave up before that, and it must not go.
+    fn hand_over(&self) -> bool {
+        !self.reply.is_closed() && step(&self.progress, HANDED_OVER)
+    }
+
+    pub fn answer(self, answer: Answer) {
+        // Nobody waits any more: the caller gave up and was told Unknown.
+        let _ = self.reply.send(answer);
+    }
+}
+
+fn step(progress: &AtomicU8, to: u8) -> bool {
+    progress
+        .compare_exchange(QUEUED, to, Ordering::SeqCst, Ordering::SeqCst)
+        .is_ok()
+}
+
+/// The caller's side of an [`Ask`].
+pub(crate) struct Asked {
+    progress: Arc<AtomicU8>,
+    reply: oneshot::Receiver<Answer>,
+}
+
+impl Asked {
+    /// Waits for the answer, [`CALL_TIMEOUT`] at most.
+    pub async fn answer(self, env: &Env) -> Answer {
+        let Asked { progress, reply } = self;
+        let why = tokio::select! {
+            biased;
+            answer = reply => match answer {
+                Ok(answer) => return answer,
+                Err(_) => "the node stopped",
+            },
+            () = env.clock.sleep(CALL_TIMEOUT) => "no answer in time",
+        };
+        if step(&progress, WITHDRAWN) {
+            Err(CallError::not_applied(format!(
+                "{why}, and it was still queued"
+            )))
+        } else {
+            Err(CallError::unknown(why))
+        }
+    }
+}
+
+/// A bounded queue of commands; the other end is a [`Gather`].
+#[derive(Clone)]
+pub(crate) struct Queue(mpsc::Sender<Ask>);
+
+pub(crate) fn queue() -> (Queue, Gather) {
+    let (sender, receiver) = mpsc::channel(PROPOSALS_QUEUED_MAX); // Full: Overloaded, at once.
+    let gather = Gather {
+        receiver,
+        carried: None,
+    };
+    (Queue(sender), gather)
+}
+
+impl Queue {
+    pub fn ask(&self, actor: Actor, command: Command) -> Result<Asked, CallError> {
+        let bytes = size_of(&actor, &command)?;
+        let (reply, answer) = oneshot::channel();
+        let progress = Arc::new(AtomicU8::new(QUEUED));
+        self.put(Ask {
+            actor,
+            command,
+            bytes,
+            progress: progress.clone(),
+            reply,
+        })?;
+        Ok(Asked {
+            progress,
+            reply: answer,
+        })
+    }
+
+    /// Puts a command there that came from another queue.
+    pub fn put(&self, ask: Ask) -> Result<(), CallError> {
+        self.0.try_send(ask).map_err(|refused| match refused {
+            mpsc::error::TrySendError::Full(_) => CallError::proposals_full(),
+            mpsc::error::TrySendError::Closed(_) => CallError::not_applied("the node is stopping"),
+        })
+    }
+}
+
+fn size_of(actor: &Actor, command: &Command) -> Result<usize, CallError> {
+    let size = postcard::experimental::serialized_size(&(actor, command)).map_err(|error| {
+        CallError::not_applied(format!("the command cannot be encoded: {error}"))
+    })?;
+    if size > BATCH_BYTES_MAX {
+        return Err(CallError::not_applied(format!(
+            "the command has {size} bytes, the bound is {BATCH_BYTES_MAX}"
+        )));
+    }
+    Ok(size)
+}
+
+/// Takes batches from a queue.
+pub(crate) struct Gather {
+    receiver: mpsc::Receiver<Ask>,
+    /// The one that did not fit into the last batch; first in the next.
+    carried: Option<Ask>,
+}
+
+impl Gather {
+    /// Waits for a command, then takes what else is there and fits. `None` when every sender is gone and all was taken.
+    pub async fn next(&mut self) -> Option<Vec<Ask>> {
+        loop {
+            let first = match self.carried.take() {
+                Some(ask) => ask,
+                None => self.receiver.recv().await?,
+            };
+            let mut bytes = 0;
+            let mut batch = Vec::new();
+            let mut next = Some(first);
+            while let Some(ask) = next {
+                if batch.len() == BATCH_COMMANDS_MAX || bytes + ask.bytes > BATCH_BYTES_MAX {
+                    self.carried = Some(ask);
+                    break;
+                }
+                // Those who gave up meanwhile were told that nothing happened.
+                if ask.hand_over() {
+                    bytes += ask.bytes;
+                    batch.push(ask);
+                }
+                next = self.receiver.try_recv().ok();
+            }
+            if !batch.is_empty() {
+                return Some(batch);
+            }
+        }
+    }
+
+    pub fn close(&mut self) {
+        self.receiver.close();
+    }
+}
+
+pub(crate) fn refuse(batch: Vec<Ask>, error: &CallError) {
+    for ask in batch {
+        ask.answer(Err(error.clone()));
+    }
+}
+
+/// The proposer of one node; works while that node leads.
+pub(crate) async fn run(node: Arc<Inner>, mut gather: Gather) {
+    let in_flight = node.entries_in_flight.clone();
+    let mut closing = node.closing.subscribe();
+    loop {
+        // First a place in flight, then the batch: commands gather while all places are taken.
+        let Ok(place) = in_flight.clone().acquire_owned().await else {
+            return;
+        };
+        let batch = tokio::select! {
+            biased;
+            batch = gather.next() => batch,
+            () = super::until_true(&mut closing) => {
+                // What is queued still goes out; nothing new comes in.
+                gather.close();
+                gather.next().await
+            }
+        };
+        let Some(batch) = batch else {
+            return;
+        };
+        let leadership = match ready_leadership(&node).await {
+            Ok(leadership) => leadership,
+            Err(error) => {
+                refuse(batch, &error);
+                continue;
+            }
+        };
+        let mut commands = Vec::with_capacity(batch.len());
+        let mut replies = Vec::with_capacity(batch.len());
+        for ask in batch {
+            commands.push((ask.actor, ask.command));
+            replies.push(ask.reply);
+        }
+        // After the batch closed: a command never carries a time before it was asked for.
+        let Some(stamp) = node.replica.clock.stamp(leadership) else {
+            answer_all(replies, &CallError::not_applied("leadership moved"));
+            continue;
+        };
+        let proposal = Proposal(Arc::new(Batch { stamp, commands }));
+        let (responder, outcome) = ProgressResponder::complete_only();
+        let written = node
+            .raft
+            .write(proposal)
+            .with_leader(leadership)
+            .responder(responder)
+            .await;
+        if let Err(fatal) = written {
+            answer_all(
+                replies,
+                &CallError::unknown(format!("the consensus stopped: {fatal}")),
+            );
+            continue;
+        }
+        tokio::spawn(async move {
+            match outcome.await {
+                Ok(Ok(response)) => {
+                    debug_assert_eq!(
+                        response.data.0.len(),
+                        replies.len(),
+                        "one result per command"
+                    );
+                    for (reply, result) in replies.into_iter().zip(response.data.0) {
+                        let _ = reply.send(Ok(result));
+                    }
+                }
+                // Even where the library says that it refused: no error of a proposal proves that it was not appended (§6).
+                Ok(Err(error)) => answer_all(replies, &CallError::unknown(error.to_string())),
+                Err(_) => answer_all(replies, &CallError::unknown("the consensus stopped")),
+            }
+            drop(place);
+        });
+    }
+}
+
+fn answer_all(replies: Vec<oneshot::Sender<Answer>>, error: &CallError) {
+    for reply in replies {
+        let _ = reply.send(Err(error.clone()));
+    }
+}
+
+/// This node's leadership, once it has a base to count time from. Refuses before anything is handed over: without a
+/// leadership, and without a recent word from a majority, since the consensus would not take it either.
+async fn ready_leadership(node: &Inner) -> Result<LeaderId, CallError> {
+    let patience = node.config.election_timeout_max;
+    let ready = async {
+        let mut base = node.replica.clock.ready();
+        let mut metrics = node.raft.server_metrics();
+        loop {
+            let Some(leadership) = node.leadership() else {
+                return Err(CallError::not_applied(node.why_no_leader()));
+            };
+            if *base.borrow_and_update() == Some(leadership) {
+                return Ok(leadership);
+            }
+            // Elected, and its first entry is not applied yet.
+            let gone = tokio::select! {
+                changed = base.changed() => changed.is_err(),
+                changed = metrics.changed() => changed.is_err(),
+            };
+            if gone {
+                return Err(CallError::not_applied("the node is stopping"));
+            }
+        }
+    };
+    let leadership = tokio::select! {
+        biased;
+        leadership = ready => leadership?,
+        () = node.env.clock.sleep(patience) => {
+            return Err(CallError::not_applied("this node was elected and could not begin to lead"));
+        }
+    };
+    if node.silent_for() > patience {
+        return Err(CallError::not_applied(
+            "this node leads without having heard from a majority lately",
+        ));
+    }
+    Ok(leadership)
+}
+
+/// Resolves when no entry is in flight any more, or after `patience`.
+pub(crate) async fn drained(in_flight: &Arc<Semaphore>, env: &Env, patience: Duration) {
+    let all = u32::try_from(ENTRIES_IN_FLIGHT_MAX).unwrap_or(u32::MAX);
+    tokio::select! {
+        biased;
+        // Never given back: nothing is proposed after this.
+        all = in_flight.acquire_many(all) => {
+            if let Ok(all) = all {
+                all.forget();
+            }
+        }
+        () = env.clock.sleep(patience) => {}
+    }
+}

@@ -1,0 +1,333 @@
+//! Decides how a node comes up from whatever its disk holds, and how it goes down in order.
+
+use std::collections::BTreeMap;
+use std::io;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use billing_core::{Actor, Command};
+use billing_env::{Env, Listener};
+use billing_proto::raft::raft_service_server::RaftServiceServer;
+use billing_store::Disk;
+use openraft::async_runtime::WatchReceiver as _;
+use openraft::{Config, SnapshotPolicy};
+use tokio::sync::{Semaphore, watch};
+
+use super::bounds::{BATCH_BYTES_MAX, ENTRIES_IN_FLIGHT_MAX};
+use super::clock::LeaderClock;
+use super::{FailStop, Founding, Inner, Node, forward, greet, proposer, reads, until_true};
+use crate::raft::Peer;
+use crate::raft::folders::{FolderId, Folders, FoldersError};
+use crate::raft::links::{Links, Me, PEER_MESSAGE_BYTES_MAX};
+use crate::raft::listen::incoming;
+use crate::raft::log::{APPEND_BYTES_MAX, LogStore};
+use crate::raft::network::Network;
+use crate::raft::replica::Replica;
+use crate::raft::service::PeerService;
+use crate::raft::snapshot::Offload;
+use crate::raft::state_machine::StateMachine;
+use crate::raft::types::Raft;
+
+/// A snapshot may take this long for each piece, and for being installed at the end.
+const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(30);
+/// What a listener without a leader still has to do when the node ends.
+const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
+
+/// How one node is set up. Whose disk it is, the disk itself says.
+#[derive(Debug, Clone)]
+pub struct NodeConfig {
+    pub node: u64,
+    /// The founding members, this one among them; once founded, the replicated membership counts.
+    pub members: BTreeMap<u64, Peer>,
+    /// Given once, to every founding member.
+    pub founding: Option<Founding>,
+    pub heartbeat: Duration,
+    pub election_timeout_min: Duration,
+    pub election_timeout_max: Duration,
+    /// Entries between two snapshots.
+    pub snapshot_every: u64,
+    /// Entries kept in the log although a snapshot holds them, for followers that lag a little.
+    pub log_kept: u64,
+    pub offload: Offload,
+}
+
+impl NodeConfig {
+    /// The defaults of §7.
+    pub fn new(node: u64, members: BTreeMap<u64, Peer>) -> NodeConfig {
+        NodeConfig {
+            node,
+            members,
+            founding: None,
+            heartbeat: Duration::from_millis(225),
+            election_timeout_min: Duration::from_millis(1_000),
+            election_timeout_max: Duration::from_millis(2_000),
+            snapshot_every: 50_000,
+            log_kept: 10_000,
+            offload: Offload::Thread,
+        }
+    }
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum StartError {
+    #[error("node {node} is not among its peers: add it to the list, or correct the node id")]
+    NotAMember { node: u64 },
+    #[error("the settings of the consensus do not fit together: {0}")]
+    Settings(String),
+    #[error(transparent)]
+    Folder(#[from] FoldersError),
+    #[error("the node cannot start from its data folder: {0}")]
+    Consensus(String),
+}
+
+impl Node {
+    /// Starts the node that `disk` belongs to. Serves the other nodes on `listener`, and returns as soon as calls are taken:
+    /// until a leader is known they get `NotApplied`. `fail_stop` is how the process ends when it must.
+    pub async fn start(
+        config: NodeConfig,
+        env: Env,
+        disk: Disk,
+        listener: Box<dyn Listener>,
+        fail_stop: FailStop,
+    ) -> Result<Node, StartError> {
+        let own = config
+            .members
+            .get(&config.node)
+            .ok_or(StartError::NotAMember { node: config.node })?;
+        let me = Arc::new(Me {
+            cluster: String::from_utf8_lossy(&disk.identity.cluster).into_owned(),
+            node: config.node,
+            raft: own.raft.clone(),
+        });
+        let settings = Arc::new(settings(&config, &me)?);
+        let mut drawn = [0; 8];
+        env.random.fill(&mut drawn);
+        let folders = Folders::open(disk.log.clone(), FolderId(drawn)).await?;
+        let links = Links::new(env.clone(), me.clone(), folders.clone());
+        let clock = LeaderClock::new(config.node, env.clock.clone());
+        let replica = Arc::new(Replica::new(clock, fail_stop.clone()));
+        let network = Network {
+            links: links.clone(),
+            me: config.node,
+            snapshots: disk.snapshots.clone(),
+            patience: config.election_timeout_min,
+        };
+        let log = LogStore::new(disk.log.clone(), folders.clone(), fail_stop.clone());
+        let machine = StateMachine::new(
+            replica.clone(),
+            disk.snapshots.clone(),
+            config.offload,
+            fail_stop.clone(),
+        );
+        let raft = Raft::build(config.node, settings, network, log, machine)
+            .await
+            .map_err(|error| StartError::Consensus(error.to_string()))?;
+        let (proposals, proposed) = proposer::queue();
+        let (forwards, forwarded) = proposer::queue();
+        let (reads, rounds) = reads::reads();
+        let founding = config.founding.clone();
+        let inner = Arc::new(Inner {
+            config,
+            env,
+            me,
+            raft,
+            replica,
+            folders,
+            links,
+            log: disk.log,
+            snapshots: disk.snapshots,
+            fail_stop,
+            proposals,
+            forwards,
+            reads,
+            entries_in_flight: Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT_MAX)),
+            closing: watch::Sender::new(false),
+            deaf: watch::Sender::new(false),
+            tasks: Mutex::default(),
+        });
+        inner.raft.run();
+        for task in [
+            tokio::spawn(proposer::run(inner.clone(), proposed)),
+            tokio::spawn(forward::run(inner.clone(), forwarded)),
+            tokio::spawn(reads::run(inner.clone(), rounds)),
+            tokio::spawn(tick(inner.clone())),
+            tokio::spawn(watch_disk(inner.clone())),
+            tokio::spawn(watch_consensus(inner.clone())),
+            tokio::spawn(greet::run(inner.clone())),
+            tokio::spawn(serve(inner.clone(), listener)),
+        ] {
+            inner.keep_task(task);
+        }
+        if let Some(founding) = founding {
+            inner.keep_task(tokio::spawn(greet::found(inner.clone(), founding)));
+        }
+        Ok(Node { inner })
+    }
+
+    /// Ends in order: takes nothing new, lets what was proposed finish, hands the leadership over, and leaves everything
+    /// durable. Calls that still wait hear that the node stops.
+    pub async fn shutdown(self) {
+        let inner = self.inner;
+        inner.closing.send_replace(true);
+        proposer::drained(&inner.entries_in_flight, &inner.env, CLOSE_PATIENCE).await;
+        hand_over(&inner).await;
+        inner.deaf.send_replace(true);
+        if let Err(error) = inner.raft.shutdown().await {
+            tracing::warn!(%error, "the consensus ended in disorder");
+        }
+        for task in inner.take_tasks() {
+            task.abort();
+        }
+        if let Err(error) = inner.log.close().await {
+            tracing::warn!(%error, "the log was not closed in order");
+        }
+    }
+}
+
+fn settings(config: &NodeConfig, me: &Me) -> Result<Config, StartError> {
+    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
+    Config {
+        cluster_name: me.cluster.clone(),
+        heartbeat_interval: ms(config.heartbeat),
+        election_timeout_min: ms(config.election_timeout_min),
+        election_timeout_max: ms(config.election_timeout_max),
+        install_snapshot_timeout: ms(SNAPSHOT_TIMEOUT),
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(config.snapshot_every),
+        max_in_snapshot_log_to_keep: config.log_kept,
+        // Purging costs a sync: not for every entry.
+        purge_batch_size: 256,
+        replication_lag_threshold: config.snapshot_every.saturating_add(config.log_kept),
+        max_payload_entries: (APPEND_BYTES_MAX / BATCH_BYTES_MAX) as u64 * 4,
+        enable_pre_vote: Some(true),
+        // A restarted leader is elected again, or another is: its base of time and its state are of another life (§4).
+        enable_leader_restore: Some(false),
+        ..Config::default()
+    }
+    .validate()
+    .map_err(|error| StartError::Settings(error.to_string()))
+}
+
+async fn serve(node: Arc<Inner>, listener: Box<dyn Listener>) {
+    let mut deaf = node.deaf.subscribe();
+    let service = RaftServiceServer::new(PeerService { node: node.clone() })
+        .max_decoding_message_size(PEER_MESSAGE_BYTES_MAX)
+        .max_encoding_message_size(PEER_MESSAGE_BYTES_MAX);
+    let served = tonic::transport::Server::builder()
+        .http2_keepalive_interval(Some(Duration::from_secs(1)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(2)))
+        .add_service(service)
+        .serve_with_incoming_shutdown(incoming(listener, node.env.clock.clone()), async move {
+            until_true(&mut deaf).await;
+        })
+        .await;
+    if let Err(error) = served {
+        node.fail_stop
+            .trip(&format!("the listener for other nodes failed: {error}"));
+    }
+}
+
+/// Moves time while something waits for it (§4): sessions, attempts, deadlines. Else no ticks, no writes.
+async fn tick(node: Arc<Inner>) {
+    let mut applied = node.replica.applied();
+    let mut ready = node.replica.clock.ready();
+    loop {
+        let leads = node.leadership().is_some();
+        let (needed, before) = {
+            let state = node.replica.state();
+            (state.ledger.tick_needed(), state.ledger.now())
+        };
+        let Some(every_ms) = needed.filter(|_| leads) else {
+            applied.mark_unchanged();
+            tokio::select! {
+                changed = applied.changed() => if changed.is_err() { return },
+                changed = ready.changed() => if changed.is_err() { return },
+            }
+            continue;
+        };
+        node.env.clock.sleep(Duration::from_millis(every_ms)).await;
+        // Entries that were applied meanwhile moved it already.
+        let moved = before.ms_until(node.replica.now());
+        if moved * 2 < every_ms
+            && node.leadership().is_some()
+            && let Err(error) = node.propose(Actor::ledger(), Command::Tick).await
+        {
+            tracing::debug!(%error, "no tick");
+        }
+    }
+}
+
+async fn watch_disk(node: Arc<Inner>) {
+    let mut failure = node.log.failure();
+    let failed = match failure.wait_for(Option::is_some).await {
+        Ok(failed) => failed.clone(),
+        Err(_) => return,
+    };
+    if let Some(error) = failed {
+        node.fail_stop.trip(&error);
+    }
+}
+
+/// The consensus ends by itself only for a reason that ends the node.
+async fn watch_consensus(node: Arc<Inner>) {
+    let mut metrics = node.raft.metrics();
+    loop {
+        let running = metrics.borrow_watched().running_state.clone();
+        if let Err(fatal) = running {
+            if !*node.closing.borrow() {
+                node.fail_stop.trip(&format!(
+                    "the consensus ended: {fatal}: start the node again"
+                ));
+            }
+            return;
+        }
+        if metrics.changed().await.is_err() {
+            return;
+        }
+    }
+}
+
+/// Lets another voter lead before this one goes, so that nobody has to wait for an election timeout.
+async fn hand_over(node: &Inner) {
+    if node.leadership().is_none() {
+        return;
+    }
+    let heir = {
+        let metrics = node.raft.metrics();
+        let metrics = metrics.borrow_watched();
+        let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
+        metrics.replication.as_ref().and_then(|replication| {
+            replication
+                .iter()
+                .filter(|(id, _)| **id != node.config.node && voters.contains(id))
+                .max_by_key(|(_, matched)| matched.as_ref().map(|matched| matched.index))
+                .map(|(&id, _)| id)
+        })
+    };
+    let Some(heir) = heir else {
+        return;
+    };
+    if node.raft.trigger().transfer_leader(heir).await.is_err() {
+        return;
+    }
+    let gone = async {
+        let mut metrics = node.raft.server_metrics();
+        while node.leadership().is_some() {
+            if metrics.changed().await.is_err() {
+                return;
+            }
+        }
+    };
+    tokio::select! {
+        biased;
+        () = gone => {}
+        () = node.env.clock.sleep(node.config.election_timeout_max) => {
+            tracing::warn!(heir, "the leadership was not handed over in time");
+        }
+    }
+}
+
+impl From<StartError> for io::Error {
+    fn from(error: StartError) -> Self {
+        io::Error::other(error)
+    }
+}

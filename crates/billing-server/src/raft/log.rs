@@ -1,0 +1,323 @@
+//! Decides how the consensus library's log and vote lie on a [`LogDisk`]. Every failure of the disk goes through the
+//! fail-stop door: nothing is retried here, and nothing that failed is ever acknowledged.
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::io;
+use std::ops::{Bound, Range, RangeBounds};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use billing_store::{LogDisk, StoreError};
+use bytes::Bytes;
+use futures::Stream;
+use openraft::storage::{IOFlushed, LogState, RaftLogStorage};
+use openraft::{OptionalSend, RaftLogReader};
+
+use super::codec::{self, CodecError};
+use super::folders::Folders;
+use super::types::{Entry, LogId, TypeConfig, Vote};
+use crate::node::FailStop;
+
+/// Bytes of entries that one replication message carries, before the last one: well below the largest message accepted.
+pub const APPEND_BYTES_MAX: usize = 1024 * 1024;
+/// Bytes of entries read at a time on the way to the state machine.
+const APPLY_BYTES_MAX: usize = 1024 * 1024;
+/// Decoded entries kept, so that replication and apply of what was just appended decode nothing. Those below are read again.
+const RECENT_ENTRIES_MAX: usize = 256;
+
+/// The log, the vote and how far it is known to be committed. Clones share it, readers too.
+#[derive(Clone)]
+pub struct LogStore {
+    disk: Arc<dyn LogDisk>,
+    folders: Folders,
+    recent: Arc<Mutex<BTreeMap<u64, Entry>>>,
+    fail_stop: FailStop,
+}
+
+impl LogStore {
+    /// `folders` keeps the vote, in one record with what it knows of other nodes' folders.
+    pub fn new(disk: Arc<dyn LogDisk>, folders: Folders, fail_stop: FailStop) -> LogStore {
+        LogStore {
+            disk,
+            folders,
+            recent: Arc::default(),
+            fail_stop,
+        }
+    }
+
+    /// A disk that failed, or that holds what this binary cannot read, ends the process. `Closed` is an orderly end.
+    fn failed(&self, error: StoreError) -> io::Error {
+        if !matches!(error, StoreError::Closed) {
+            self.fail_stop.trip(&error);
+        }
+        error.into()
+    }
+
+    fn unreadable(&self, error: CodecError) -> io::Error {
+        self.fail_stop.trip(&error);
+        error.into()
+    }
+
+    fn recent(&self) -> MutexGuard<'_, BTreeMap<u64, Entry>> {
+        // Nothing panics while it holds the lock, and the map is only a cache.
+        self.recent.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn cached(&self, range: &Range<u64>) -> Option<Vec<Entry>> {
+        let recent = self.recent();
+        let found: Vec<Entry> = recent
+            .range(range.clone())
+            .map(|(_, entry)| entry.clone())
+            .collect();
+        // Only a whole answer counts: the disk knows best what begins and ends where.
+        (found.len() as u64 == range.end.saturating_sub(range.start)).then_some(found)
+    }
+
+    fn decode(&self, entries: Vec<billing_store::Entry>) -> io::Result<Vec<Entry>> {
+        entries
+            .into_iter()
+            .map(|stored| {
+                let entry: Entry = codec::decode("log entry", &stored.bytes)
+                    .map_err(|error| self.unreadable(error))?;
+                if entry.log_id.index == stored.index {
+                    Ok(entry)
+                } else {
+                    Err(self.unreadable(CodecError::Broken {
+                        what: "log entry",
+                        why: format!(
+                            "it says index {} and lies at {}",
+                            entry.log_id.index, stored.index
+                        ),
+                    }))
+                }
+            })
+            .collect()
+    }
+
+    async fn read_some(&self, range: Range<u64>, bytes_max: usize) -> io::Result<Vec<Entry>> {
+        if let Some(entries) = self.cached(&range) {
+            return Ok(entries);
+        }
+        let stored = self
+            .disk
+            .read_some(range, bytes_max)
+            .await
+            .map_err(|error| self.failed(error))?;
+        self.decode(stored)
+    }
+
+    fn optional<T: serde::de::DeserializeOwned>(
+        &self,
+        what: &'static str,
+        bytes: Option<Bytes>,
+    ) -> io::Result<Option<T>> {
+        bytes
+            .map(|bytes| codec::decode(what, &bytes).map_err(|error| self.unreadable(error)))
+            .transpose()
+    }
+}
+
+fn half_open(range: &impl RangeBounds<u64>) -> Range<u64> {
+    let start = match range.start_bound() {
+        Bound::Included(&index) => index,
+        Bound::Excluded(&index) => index.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    let end = match range.end_bound() {
+        Bound::Included(&index) => index.saturating_add(1),
+        Bound::Excluded(&index) => index,
+        Bound::Unbounded => u64::MAX,
+    };
+    start..end.max(start)
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, io::Error> {
+        let range = half_open(&range);
+        if let Some(entries) = self.cached(&range) {
+            return Ok(entries);
+        }
+        let stored = self
+            .disk
+            .read(range)
+            .await
+            .map_err(|error| self.failed(error))?;
+        self.decode(stored)
+    }
+
+    async fn limited_get_log_entries(
+        &mut self,
+        start: u64,
+        end: u64,
+    ) -> Result<Vec<Entry>, io::Error> {
+        // The cache knows no sizes: a batch is at most 48 KiB, so this many of them fit in a message.
+        let cached_max = (APPEND_BYTES_MAX / crate::node::BATCH_BYTES_MAX) as u64;
+        if let Some(entries) = self.cached(&(start..end.min(start + cached_max))) {
+            return Ok(entries);
+        }
+        let stored = self
+            .disk
+            .read_some(start..end, APPEND_BYTES_MAX)
+            .await
+            .map_err(|error| self.failed(error))?;
+        self.decode(stored)
+    }
+
+    async fn entries_stream<RB>(
+        &mut self,
+        range: RB,
+    ) -> impl Stream<Item = Result<Entry, io::Error>> + OptionalSend
+    where
+        RB: RangeBounds<u64> + Clone + Debug + OptionalSend,
+    {
+        // In pieces: after a long outage, what is committed and not applied may be the whole log.
+        let range = half_open(&range);
+        futures::stream::unfold(
+            (self.clone(), range, Vec::new().into_iter()),
+            |(log, mut range, mut ready): (LogStore, Range<u64>, std::vec::IntoIter<Entry>)| async move {
+                if let Some(entry) = ready.next() {
+                    return Some((Ok(entry), (log, range, ready)));
+                }
+                if range.is_empty() {
+                    return None;
+                }
+                match log.read_some(range.clone(), APPLY_BYTES_MAX).await {
+                    Ok(entries) => {
+                        range.start = entries.last()?.log_id.index + 1;
+                        ready = entries.into_iter();
+                        ready.next().map(|entry| (Ok(entry), (log, range, ready)))
+                    }
+                    Err(error) => {
+                        range.start = range.end;
+                        Some((Err(error), (log, range, ready)))
+                    }
+                }
+            },
+        )
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote>, io::Error> {
+        Ok(self.folders.vote())
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = LogStore;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, io::Error> {
+        let state = self.disk.state().map_err(|error| self.failed(error))?;
+        let purged: Option<LogId> =
+            self.optional("purge marker", state.purged.map(|purged| purged.marker))?;
+        let last = match state.last {
+            None => None,
+            Some(index) if purged.is_some_and(|purged| purged.index == index) => purged,
+            Some(index) => self
+                .try_get_log_entries(index..=index)
+                .await?
+                .last()
+                .map(|entry| entry.log_id),
+        };
+        Ok(LogState {
+            last_purged_log_id: purged,
+            last_log_id: last,
+        })
+    }
+
+    async fn get_log_reader(&mut self) -> LogStore {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote) -> Result<(), io::Error> {
+        self.folders
+            .save_vote(*vote)
+            .await
+            .map_err(|error| self.failed(error))
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId>) -> Result<(), io::Error> {
+        let Some(committed) = committed else {
+            return Ok(());
+        };
+        let bytes = codec::encode("committed", &committed)?;
+        self.disk
+            .save_committed(bytes)
+            .await
+            .map_err(|error| self.failed(error))
+    }
+
+    async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
+        let state = self.disk.state().map_err(|error| self.failed(error))?;
+        self.optional("committed", state.committed)
+    }
+
+    async fn append<I>(
+        &mut self,
+        entries: I,
+        callback: IOFlushed<TypeConfig>,
+    ) -> Result<(), io::Error>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut stored = Vec::new();
+        {
+            let mut recent = self.recent();
+            for entry in entries {
+                let bytes = codec::encode("log entry", &entry)?;
+                stored.push(billing_store::Entry {
+                    index: entry.log_id.index,
+                    bytes,
+                });
+                recent.insert(entry.log_id.index, entry);
+            }
+            while recent.len() > RECENT_ENTRIES_MAX {
+                recent.pop_first();
+            }
+        }
+        let fail_stop = self.fail_stop.clone();
+        let done = Box::new(move |result: Result<(), StoreError>| match result {
+            Ok(()) => callback.io_completed(Ok(())),
+            Err(StoreError::Closed) => callback.io_completed(Err(StoreError::Closed.into())),
+            // Never acknowledged: the process ends here.
+            Err(error) => fail_stop.trip(&error),
+        });
+        self.disk
+            .append(stored, done)
+            .await
+            .map_err(|error| self.failed(error))
+    }
+
+    async fn truncate_after(&mut self, last_kept: Option<LogId>) -> Result<(), io::Error> {
+        {
+            let mut recent = self.recent();
+            match last_kept {
+                Some(kept) => drop(recent.split_off(&(kept.index + 1))),
+                None => recent.clear(),
+            }
+        }
+        self.disk
+            .truncate_after(last_kept.map(|kept| kept.index))
+            .await
+            .map_err(|error| self.failed(error))
+    }
+
+    async fn purge(&mut self, through: LogId) -> Result<(), io::Error> {
+        {
+            let mut recent = self.recent();
+            while recent
+                .first_key_value()
+                .is_some_and(|(&index, _)| index <= through.index)
+            {
+                recent.pop_first();
+            }
+        }
+        let marker = codec::encode("purge marker", &through)?;
+        self.disk
+            .purge_through(through.index, marker)
+            .await
+            .map_err(|error| self.failed(error))
+    }
+}

@@ -1,0 +1,369 @@
+//! Decides how the consensus library's messages travel to one other node. Bounds every call, and waits before it reports a
+//! stream that could not be opened: the library itself tries again at once.
+
+use std::future::Future;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use billing_proto::raft::Payload;
+use futures::{Stream, StreamExt};
+use openraft::base::{BoxFuture, BoxStream};
+use openraft::errors::{
+    NetworkError, RPCError, ReplicationClosed, StreamingError, Timeout, Unreachable,
+};
+use openraft::network::{RPCOption, RPCTypes, RaftNetworkFactory, v2::RaftNetworkV2};
+use openraft::raft::{
+    AppendEntriesRequest, AppendEntriesResponse, SnapshotResponse, StreamAppendResult,
+    TransferLeaderRequest, TransferLeaderResponse, VoteRequest, VoteResponse,
+};
+use openraft::{OptionalSend, Snapshot};
+use serde::{Serialize, de::DeserializeOwned};
+use tonic::{Code, Response, Status};
+
+use super::links::{Lane, Link, Links, body, payload};
+use super::snapshot::{SnapshotFile, SnapshotHeader};
+use super::types::{Peer, SnapshotMeta, TypeConfig, Vote};
+
+type Rpc<T> = Result<T, RPCError<TypeConfig>>;
+
+/// Pieces of a snapshot read ahead of the network.
+const SNAPSHOT_PIECES_AHEAD: usize = 4;
+
+/// Makes a client per target and lane.
+#[derive(Clone)]
+pub struct Network {
+    pub links: Links,
+    pub me: u64,
+    pub snapshots: Arc<dyn billing_store::SnapshotStore>,
+    /// How long an append may go unanswered before the stream is given up and opened anew.
+    pub patience: Duration,
+}
+
+impl Network {
+    fn client(&self, target: u64, peer: &Peer, lane: Lane) -> PeerClient {
+        PeerClient {
+            link: self.links.to(target, &peer.raft, lane),
+            network: self.clone(),
+            target,
+        }
+    }
+}
+
+impl RaftNetworkFactory<TypeConfig> for Network {
+    type Network = PeerClient;
+
+    async fn new_client(&mut self, target: u64, node: &Peer) -> PeerClient {
+        self.client(target, node, Lane::Entries)
+    }
+
+    async fn new_heartbeat_client(&mut self, target: u64, node: &Peer) -> PeerClient {
+        self.client(target, node, Lane::Pulse)
+    }
+
+    async fn new_snapshot_client(&mut self, target: u64, node: &Peer) -> PeerClient {
+        self.client(target, node, Lane::Snapshots)
+    }
+}
+
+/// The way to one other node.
+pub struct PeerClient {
+    link: Result<Link, Status>,
+    network: Network,
+    target: u64,
+}
+
+impl PeerClient {
+    fn timeout(&self, action: RPCTypes, timeout: Duration) -> Timeout<TypeConfig> {
+        Timeout {
+            action,
+            id: self.network.me,
+            target: self.target,
+            timeout,
+        }
+    }
+
+    fn link(&self) -> Rpc<Link> {
+        self.link.clone().map_err(failure)
+    }
+
+    async fn open(
+        &self,
+        requests: impl Stream<Item = Payload> + Send + 'static,
+    ) -> Rpc<tonic::Streaming<Payload>> {
+        let mut link = self.link()?;
+        let request = link.request(requests);
+        let response = link.client.append(request).await.map_err(failure)?;
+        Ok(response.into_inner())
+    }
+
+    /// One request, one answer, within the time that the library allows.
+    async fn unary<Q, A, F, Fut>(
+        &self,
+        action: RPCTypes,
+        what: &'static str,
+        request: &Q,
+        option: &RPCOption,
+        call: F,
+    ) -> Rpc<A>
+    where
+        Q: Serialize,
+        A: DeserializeOwned,
+        F: FnOnce(Link, tonic::Request<Payload>) -> Fut,
+        Fut: Future<Output = Result<Response<Payload>, Status>>,
+    {
+        let link = self.link()?;
+        let request = link.request(payload(what, request).map_err(failure)?);
+        let limit = option.soft_ttl();
+        match tokio::time::timeout(limit, call(link, request)).await {
+            Ok(Ok(response)) => body(what, response.get_ref()).map_err(failure),
+            Ok(Err(status)) => Err(failure(status)),
+            Err(_) => Err(RPCError::Timeout(self.timeout(action, limit))),
+        }
+    }
+}
+
+/// Unreachable makes the library back off; everything else is tried again soon.
+fn failure(status: Status) -> RPCError<TypeConfig> {
+    match status.code() {
+        Code::Unavailable | Code::FailedPrecondition | Code::Unauthenticated | Code::Internal => {
+            RPCError::Unreachable(Unreachable::new(&status))
+        }
+        _ => RPCError::Network(NetworkError::new(&status)),
+    }
+}
+
+impl RaftNetworkV2<TypeConfig> for PeerClient {
+    type SnapshotData = SnapshotFile;
+
+    async fn append_entries(
+        &mut self,
+        rpc: AppendEntriesRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<AppendEntriesResponse<TypeConfig>> {
+        // Heartbeats and probes: a stream of one, so that there is one way to append.
+        let last = rpc
+            .entries
+            .last()
+            .map(|entry| entry.log_id)
+            .or(rpc.prev_log_id);
+        let limit = option.soft_ttl();
+        let one = async {
+            let only = payload("append", &rpc).map_err(failure)?;
+            let mut answers = self.open(futures::stream::iter([only])).await?;
+            match answers.next().await {
+                Some(answer) => answer
+                    .and_then(|answer| {
+                        body::<StreamAppendResult<TypeConfig>>("append answer", &answer)
+                    })
+                    .map_err(failure),
+                None => Err(RPCError::Network(NetworkError::from_string(
+                    "the stream ended without an answer",
+                ))),
+            }
+        };
+        let answer = tokio::time::timeout(limit, one)
+            .await
+            .map_err(|_| RPCError::Timeout(self.timeout(RPCTypes::AppendEntries, limit)))??;
+        Ok(match answer {
+            Ok(matching) if matching == last => AppendEntriesResponse::Success,
+            Ok(matching) => AppendEntriesResponse::PartialSuccess(matching),
+            refused @ Err(_) => AppendEntriesResponse::from(refused),
+        })
+    }
+
+    fn stream_append<'s, S>(
+        &'s mut self,
+        input: S,
+        option: RPCOption,
+    ) -> BoxFuture<'s, Rpc<BoxStream<'s, Rpc<StreamAppendResult<TypeConfig>>>>>
+    where
+        S: Stream<Item = AppendEntriesRequest<TypeConfig>> + OptionalSend + Unpin + 'static,
+    {
+        Box::pin(async move {
+            let limit = option.soft_ttl();
+            let asked = Arc::new(AtomicU64::new(0));
+            let counter = asked.clone();
+            let requests = input.map(move |request| {
+                counter.fetch_add(1, Ordering::Relaxed);
+                payload("append", &request)
+            });
+            // What cannot be encoded ends the stream: to leave it out would be a hole in the other's log.
+            let requests = requests.take_while(|request| std::future::ready(request.is_ok()));
+            let requests = requests.filter_map(|request| std::future::ready(request.ok()));
+            let opened = match tokio::time::timeout(limit, self.open(requests)).await {
+                Ok(opened) => opened,
+                Err(_) => Err(RPCError::Timeout(
+                    self.timeout(RPCTypes::AppendEntries, limit),
+                )),
+            };
+            let answers = match opened {
+                Ok(answers) => answers,
+                Err(error) => {
+                    // The library backs off only while it sends, which a stream that never opened does not reach.
+                    tokio::time::sleep(limit).await;
+                    return Err(error);
+                }
+            };
+            let patience = self.network.patience;
+            let timeout = self.timeout(RPCTypes::AppendEntries, patience);
+            let stream = futures::stream::unfold(Some((answers, 0)), move |state| {
+                let asked = asked.clone();
+                let timeout = timeout.clone();
+                async move {
+                    let (mut answers, answered) = state?;
+                    loop {
+                        let waiting = asked.load(Ordering::Relaxed) > answered;
+                        let next = match tokio::time::timeout(patience, answers.next()).await {
+                            Ok(next) => next?,
+                            // Idle: nothing was asked when the wait began.
+                            Err(_) if !waiting => continue,
+                            Err(_) => return Some((Err(RPCError::Timeout(timeout)), None)),
+                        };
+                        let result = next
+                            .and_then(|answer| body("append answer", &answer))
+                            .map_err(failure);
+                        let goes_on = matches!(result, Ok(Ok(_)));
+                        return Some((result, goes_on.then_some((answers, answered + 1))));
+                    }
+                }
+            });
+            Ok(Box::pin(stream) as BoxStream<'s, _>)
+        })
+    }
+
+    async fn vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<VoteResponse<TypeConfig>> {
+        self.unary(
+            RPCTypes::Vote,
+            "vote",
+            &rpc,
+            &option,
+            |mut link, request| async move { link.client.vote(request).await },
+        )
+        .await
+    }
+
+    async fn pre_vote(
+        &mut self,
+        rpc: VoteRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<VoteResponse<TypeConfig>> {
+        self.unary(
+            RPCTypes::Vote,
+            "pre-vote",
+            &rpc,
+            &option,
+            |mut link, request| async move { link.client.pre_vote(request).await },
+        )
+        .await
+    }
+
+    async fn full_snapshot(
+        &mut self,
+        vote: Vote,
+        snapshot: Snapshot<
+            openraft::type_config::alias::CommittedLeaderIdOf<TypeConfig>,
+            u64,
+            Peer,
+            SnapshotFile,
+        >,
+        cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
+        option: RPCOption,
+    ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let sending = self.send_snapshot(vote, snapshot.meta, snapshot.snapshot, &option);
+        tokio::select! {
+            biased;
+            closed = cancel => Err(StreamingError::Closed(closed)),
+            sent = sending => sent.map_err(StreamingError::from),
+        }
+    }
+
+    async fn transfer_leader(
+        &mut self,
+        req: TransferLeaderRequest<TypeConfig>,
+        option: RPCOption,
+    ) -> Rpc<TransferLeaderResponse<TypeConfig>> {
+        self.unary(
+            RPCTypes::TransferLeader,
+            "transfer",
+            &req,
+            &option,
+            |mut link, request| async move { link.client.transfer_leader(request).await },
+        )
+        .await
+    }
+}
+
+impl PeerClient {
+    async fn send_snapshot(
+        &self,
+        vote: Vote,
+        meta: SnapshotMeta,
+        file: SnapshotFile,
+        option: &RPCOption,
+    ) -> Rpc<SnapshotResponse<TypeConfig>> {
+        let mut link = self.link()?;
+        let unreadable =
+            |error: billing_store::StoreError| RPCError::Network(NetworkError::new(&error));
+        let mut reader = self
+            .network
+            .snapshots
+            .read(file.id)
+            .await
+            .map_err(unreadable)?;
+        let header = SnapshotHeader {
+            vote,
+            meta,
+            bytes: file.sum.bytes,
+            crc32c: file.sum.crc32c,
+        };
+        let header = payload("snapshot header", &header).map_err(failure)?;
+        let (pieces, queued) = tokio::sync::mpsc::channel::<Payload>(SNAPSHOT_PIECES_AHEAD);
+        // A piece that is not taken in time means that the other side stopped taking them.
+        let limit = option.hard_ttl();
+        let feed = async {
+            let mut next = Some(header);
+            while let Some(piece) = next {
+                match tokio::time::timeout(limit, pieces.send(piece)).await {
+                    Ok(Ok(())) => {}
+                    // The call has ended: its own result says why.
+                    Ok(Err(_)) => return Ok(()),
+                    Err(_) => {
+                        return Err(RPCError::Timeout(
+                            self.timeout(RPCTypes::InstallSnapshot, limit),
+                        ));
+                    }
+                }
+                next = reader
+                    .next()
+                    .await
+                    .map_err(unreadable)?
+                    .map(|body| Payload { body });
+            }
+            drop(pieces);
+            Ok(())
+        };
+        let request = link.request(tokio_stream::wrappers::ReceiverStream::new(queued));
+        let call = link.client.install_snapshot(request);
+        tokio::pin!(call, feed);
+        let response = tokio::select! {
+            biased;
+            response = &mut call => response,
+            fed = &mut feed => {
+                fed?;
+                match tokio::time::timeout(limit, call).await {
+                    Ok(response) => response,
+                    Err(_) => return Err(RPCError::Timeout(
+                        self.timeout(RPCTypes::InstallSnapshot, limit),
+                    )),
+                }
+            }
+        };
+        let response = response.map_err(failure)?;
+        body("snapshot answer", response.get_ref()).map_err(failure)
+    }
+}

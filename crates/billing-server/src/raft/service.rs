@@ -1,0 +1,266 @@
+//! Decides who among the callers of the nodes' listener is heard, and hands what they say to the consensus. Strangers,
+//! nodes that mean somebody else, and folders that are not the one known under their id are refused in clear words.
+
+use std::pin::Pin;
+use std::sync::Arc;
+
+use billing_proto::raft::Payload;
+use billing_proto::raft::raft_service_server::RaftService;
+use billing_store::{SnapshotSum, StoreError};
+use futures::{Stream, StreamExt};
+use openraft::Snapshot;
+use openraft::raft::AppendEntriesRequest;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::folders::FolderId;
+use super::links::{Introduction, body, introduction, payload};
+use super::snapshot::{SnapshotFile, SnapshotHeader};
+use super::types::TypeConfig;
+use crate::node::Inner;
+use crate::node::error::CallError;
+use crate::node::forward;
+use crate::node::greet::{Greeted, Greeting};
+use crate::node::reads;
+
+/// Appends of one stream that wait to be read by the consensus.
+pub struct PeerService {
+    pub(crate) node: Arc<Inner>,
+}
+
+type Answers = Pin<Box<dyn Stream<Item = Result<Payload, Status>> + Send>>;
+
+fn stopped(error: impl std::fmt::Display) -> Status {
+    Status::unavailable(format!("the consensus on this node stopped: {error}"))
+}
+
+impl PeerService {
+    /// Hears the caller, or says why not.
+    async fn hear<T>(&self, request: &Request<T>) -> Result<Introduction, Status> {
+        let who = introduction(request.metadata())?;
+        self.node.hear(&who).await?;
+        Ok(who)
+    }
+}
+
+impl Inner {
+    async fn hear(&self, who: &Introduction) -> Result<(), Status> {
+        let me = &self.me;
+        if who.cluster != me.cluster {
+            return Err(Status::failed_precondition(format!(
+                "node {} at {} belongs to cluster {}, not to {}: correct the peers or the data folder of one of them",
+                me.node, me.raft, me.cluster, who.cluster
+            )));
+        }
+        if who.from == me.node {
+            return Err(Status::permission_denied(format!(
+                "two nodes run under id {}, at {} and at {}: every node needs an id of its own",
+                me.node, me.raft, who.from_raft
+            )));
+        }
+        if who.to != me.node {
+            return Err(Status::failed_precondition(format!(
+                "node {} is at {}, not node {}: the lists of peers differ",
+                me.node, me.raft, who.to
+            )));
+        }
+        if let Some(known) = self.members().get(&who.from)
+            && known.raft != who.from_raft
+        {
+            return Err(Status::permission_denied(format!(
+                "node {} is known at {}, and another that calls itself {} says it is at {}: two nodes must not share an id",
+                who.from, known.raft, who.from, who.from_raft
+            )));
+        }
+        if let Some(meant) = who.to_folder
+            && meant != self.folders.own()
+        {
+            // The others remember a folder that is gone: this one must not speak in its place.
+            let reason = foreign_folder(me.node, meant, self.folders.own());
+            self.fail_stop.trip(&reason);
+            return Err(Status::failed_precondition(reason));
+        }
+        self.admit(who.from, who.folder).await
+    }
+
+    /// Lets `folder` speak under `node`, unless another one did before.
+    pub(crate) async fn admit(&self, node: u64, folder: FolderId) -> Result<(), Status> {
+        match self.folders.admit(node, folder).await {
+            Ok(None) => Ok(()),
+            Ok(Some(known)) => Err(Status::permission_denied(foreign_folder(
+                node, known, folder,
+            ))),
+            Err(error) => {
+                if !matches!(error, StoreError::Closed) {
+                    self.fail_stop.trip(&error);
+                }
+                Err(Status::unavailable(error.to_string()))
+            }
+        }
+    }
+}
+
+fn foreign_folder(node: u64, known: FolderId, found: FolderId) -> String {
+    format!(
+        "node {node} is known with data folder {known}, and this is folder {found}; if its disk was lost, {}",
+        billing_store::REJOIN
+    )
+}
+
+#[tonic::async_trait]
+impl RaftService for PeerService {
+    type AppendStream = Answers;
+
+    async fn hello(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
+        let who = self.hear(&request).await?;
+        let greeting: Greeting = body("greeting", request.get_ref())?;
+        let node = &self.node;
+        if let Some(founding) = greeting.founding
+            && founding != node.config.members
+        {
+            return Err(Status::failed_precondition(format!(
+                "nodes {} and {} were started with different peers: found a cluster with one and the same list",
+                who.from, node.config.node
+            )));
+        }
+        let greeted = Greeted {
+            folder: node.folders.own(),
+            wall_ms: node.env.clock.wall_ms(),
+            hashes: node.replica.state().hashes.iter().copied().collect(),
+        };
+        payload("greeting", &greeted).map(Response::new)
+    }
+
+    async fn append(
+        &self,
+        request: Request<Streaming<Payload>>,
+    ) -> Result<Response<Answers>, Status> {
+        self.hear(&request).await?;
+        let requests = request.into_inner().scan((), |(), message| {
+            // A broken stream, or a message that cannot be read, ends it: the leader opens a new one.
+            let request = message
+                .and_then(|message| body::<AppendEntriesRequest<TypeConfig>>("append", &message));
+            if let Err(status) = &request {
+                tracing::debug!(reason = status.message(), "an append stream ends");
+            }
+            std::future::ready(request.ok())
+        });
+        let answers = self.node.raft.stream_append(requests).map(|answer| {
+            let answer = answer.map_err(stopped)?;
+            payload("append answer", &answer)
+        });
+        Ok(Response::new(Box::pin(answers)))
+    }
+
+    async fn vote(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
+        self.hear(&request).await?;
+        let vote = body("vote", request.get_ref())?;
+        let answer = self.node.raft.vote(vote).await.map_err(stopped)?;
+        payload("vote", &answer).map(Response::new)
+    }
+
+    async fn pre_vote(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
+        self.hear(&request).await?;
+        let vote = body("pre-vote", request.get_ref())?;
+        let answer = self.node.raft.pre_vote(vote).await.map_err(stopped)?;
+        payload("pre-vote", &answer).map(Response::new)
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<Payload>,
+    ) -> Result<Response<Payload>, Status> {
+        self.hear(&request).await?;
+        let transfer = body("transfer", request.get_ref())?;
+        let answer = self
+            .node
+            .raft
+            .handle_transfer_leader(transfer)
+            .await
+            .map_err(stopped)?;
+        payload("transfer", &answer).map(Response::new)
+    }
+
+    async fn install_snapshot(
+        &self,
+        request: Request<Streaming<Payload>>,
+    ) -> Result<Response<Payload>, Status> {
+        self.hear(&request).await?;
+        let mut pieces = request.into_inner();
+        let first = pieces
+            .message()
+            .await?
+            .ok_or_else(|| Status::invalid_argument("a snapshot begins with its header"))?;
+        let header: SnapshotHeader = body("snapshot header", &first)?;
+        let file = self.receive(&header, pieces).await?;
+        let snapshot = Snapshot {
+            meta: header.meta,
+            snapshot: file,
+        };
+        let answer = self
+            .node
+            .raft
+            .install_full_snapshot(header.vote, snapshot)
+            .await
+            .map_err(stopped)?;
+        payload("snapshot answer", &answer).map(Response::new)
+    }
+
+    async fn forward(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
+        self.hear(&request).await?;
+        let commands = body("commands", request.get_ref())?;
+        let answers = forward::serve(&self.node, commands).await;
+        payload("answers", &answers).map(Response::new)
+    }
+
+    async fn read_index(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
+        self.hear(&request).await?;
+        // One hop: only the leader's own word counts.
+        let index = if self.node.leadership().is_some() {
+            reads::confirm(&self.node).await
+        } else {
+            Err(CallError::not_applied(self.node.why_no_leader()))
+        };
+        payload("index", &index).map(Response::new)
+    }
+}
+
+impl PeerService {
+    /// Writes what comes to this node's own store. Kept only when length and checksum are those of the header.
+    async fn receive(
+        &self,
+        header: &SnapshotHeader,
+        mut pieces: Streaming<Payload>,
+    ) -> Result<SnapshotFile, Status> {
+        let failed = |error: StoreError| {
+            if error.is_fatal() {
+                self.node.fail_stop.trip(&error);
+            }
+            Status::unavailable(error.to_string())
+        };
+        let index = header.meta.last_log_id.map_or(0, |last| last.index);
+        let meta = super::codec::encode("snapshot header", &header.meta)
+            .map_err(|error| Status::internal(error.to_string()))?;
+        let mut writer = self
+            .node
+            .snapshots
+            .create(index, meta)
+            .await
+            .map_err(failed)?;
+        let mut received: u64 = 0;
+        while let Some(piece) = pieces.message().await? {
+            received = received.saturating_add(piece.body.len() as u64);
+            if received > header.bytes {
+                return Err(Status::invalid_argument(
+                    "a snapshot is longer than its header says",
+                ));
+            }
+            writer.write(piece.body).await.map_err(failed)?;
+        }
+        let expected = SnapshotSum {
+            bytes: header.bytes,
+            crc32c: header.crc32c,
+        };
+        let info = writer.finish(Some(expected)).await.map_err(failed)?;
+        Ok(SnapshotFile::from(&info))
+    }
+}

@@ -1,0 +1,148 @@
+//! Decides what a snapshot contains and how it gets to disk and back. Never touches the running ledger: it is given a copy.
+
+use std::io;
+
+use billing_core::Ledger;
+use billing_store::{
+    SNAPSHOT_CHUNK_BYTES, SnapshotId, SnapshotInfo, SnapshotStore, SnapshotSum, StoreError,
+};
+use bytes::Bytes;
+use serde::{Deserialize, Serialize};
+
+use super::codec::{self, CodecError};
+use super::types::{SnapshotMeta, Vote};
+
+/// A snapshot that lies, whole and verified, in this node's store.
+#[derive(Debug, Clone)]
+pub struct SnapshotFile {
+    pub id: SnapshotId,
+    pub sum: SnapshotSum,
+}
+
+impl From<&SnapshotInfo> for SnapshotFile {
+    fn from(info: &SnapshotInfo) -> Self {
+        SnapshotFile {
+            id: info.id,
+            sum: info.sum,
+        }
+    }
+}
+
+/// The first message of a transfer: what comes, and on whose authority.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct SnapshotHeader {
+    pub vote: Vote,
+    pub meta: SnapshotMeta,
+    pub bytes: u64,
+    pub crc32c: u32,
+}
+
+#[derive(Debug, thiserror::Error)]
+pub enum SnapshotError {
+    #[error(transparent)]
+    Store(#[from] StoreError),
+    #[error(transparent)]
+    Codec(#[from] CodecError),
+    #[error("the thread that serialised a snapshot is gone")]
+    Thread,
+}
+
+impl SnapshotError {
+    /// True when the process must end. A damaged snapshot is not: it is set aside, and fetched or built again.
+    pub fn is_fatal(&self) -> bool {
+        match self {
+            SnapshotError::Store(error) => error.is_fatal(),
+            SnapshotError::Codec(_) | SnapshotError::Thread => true,
+        }
+    }
+}
+
+impl From<SnapshotError> for io::Error {
+    fn from(error: SnapshotError) -> Self {
+        match error {
+            SnapshotError::Store(error) => error.into(),
+            other => io::Error::other(other),
+        }
+    }
+}
+
+/// Whether work that takes long leaves the runtime's thread.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Offload {
+    /// To a thread of its own, so that heartbeats go on.
+    Thread,
+    /// Stays: a simulation has one thread, and repeats itself only on that.
+    Inline,
+}
+
+impl Offload {
+    pub async fn run<T: Send + 'static>(
+        self,
+        work: impl FnOnce() -> T + Send + 'static,
+    ) -> Result<T, SnapshotError> {
+        match self {
+            Offload::Inline => Ok(work()),
+            Offload::Thread => tokio::task::spawn_blocking(work)
+                .await
+                .map_err(|_| SnapshotError::Thread),
+        }
+    }
+}
+
+/// Serialises `ledger` and writes it. Resolves when the snapshot is durable.
+pub async fn write(
+    store: &dyn SnapshotStore,
+    meta: &SnapshotMeta,
+    ledger: Ledger,
+    offload: Offload,
+) -> Result<SnapshotFile, SnapshotError> {
+    let index = meta.last_log_id.map_or(0, |last| last.index);
+    let header = codec::encode("snapshot header", meta)?;
+    let bytes = offload
+        .run(move || codec::encode("ledger", &ledger))
+        .await??;
+    let mut writer = store.create(index, header).await?;
+    let mut rest = bytes;
+    while !rest.is_empty() {
+        let piece = rest.split_to(rest.len().min(SNAPSHOT_CHUNK_BYTES));
+        writer.write(piece).await?;
+    }
+    let info = writer.finish(None).await?;
+    Ok(SnapshotFile::from(&info))
+}
+
+/// Reads a snapshot back; every byte was compared with its checksum when this resolves.
+pub async fn read(
+    store: &dyn SnapshotStore,
+    id: SnapshotId,
+    offload: Offload,
+) -> Result<Ledger, SnapshotError> {
+    let mut reader = store.read(id).await?;
+    let mut bytes = Vec::new();
+    while let Some(piece) = reader.next().await? {
+        bytes.extend_from_slice(&piece);
+    }
+    let bytes = Bytes::from(bytes);
+    Ok(offload
+        .run(move || codec::decode::<Ledger>("ledger", &bytes))
+        .await??)
+}
+
+/// The newest snapshot that is there whole. Damaged ones are set aside on the way, and named in the log.
+pub async fn newest(
+    store: &dyn SnapshotStore,
+) -> Result<Option<(SnapshotMeta, SnapshotFile)>, SnapshotError> {
+    for info in store.list() {
+        match store.verify(info.id).await {
+            Ok(()) => {
+                let meta = codec::decode("snapshot header", &info.meta)?;
+                return Ok(Some((meta, SnapshotFile::from(&info))));
+            }
+            Err(error @ StoreError::SnapshotDamaged { .. }) => {
+                tracing::error!(%error, snapshot = %info.id, "a damaged snapshot was set aside");
+            }
+            Err(error) => return Err(error.into()),
+        }
+    }
+    Ok(None)
+}
