@@ -2,9 +2,13 @@
 //! proves. Reads no clock, does no I/O, draws no random numbers: the same commands with the same stamps give the same state,
 //! byte for byte, on every replica.
 
+mod cow;
+mod digest;
+
 pub mod command;
 pub mod currency;
 pub mod ids;
+pub mod ledger;
 pub mod limits;
 pub mod rejection;
 pub mod reply;
@@ -12,5 +16,9 @@ pub mod reply;
 pub use command::*;
 pub use currency::Currency;
 pub use ids::*;
+pub use ledger::audit::{
+    AuditRecord, BrokenChain, CHAIN_START, ChainHash, What, chain_hash, verify_chain,
+};
+pub use ledger::{BadSnapshot, Broken, Config, Ledger};
 pub use rejection::{Bound, Rejection};
 pub use reply::*;

@@ -1,0 +1,460 @@
+//! The audit log: one record per transition, each hashed together with the one before it. Keeps the newest records and the
+//! hash that the oldest kept one follows; never changes a record, never decides anything.
+
+use serde::{Deserialize, Serialize};
+use std::collections::VecDeque;
+use std::fmt;
+use std::sync::Arc;
+
+use crate::command::{Finality, Verdict};
+use crate::cow::CowMap;
+use crate::digest::write_canonical;
+use crate::ids::*;
+use crate::limits::AUDIT_CHUNK_RECORDS;
+use crate::reply::ReviewReason;
+
+pub type ChainHash = [u8; 32];
+
+/// What the first record of a log follows.
+pub const CHAIN_START: ChainHash = [0; 32];
+
+/// One transition. `hash` covers the rest and the record before.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AuditRecord {
+    /// From 1, without a gap.
+    pub index: u64,
+    pub at: ClusterTime,
+    pub wall: WallTime,
+    pub actor: Actor,
+    pub what: What,
+    pub invoice: Option<InvoiceId>,
+    /// NONE: no token had a part in it.
+    pub token: FencingToken,
+    pub key: Option<IdempotencyKey>,
+    pub hash: ChainHash,
+}
+
+impl AuditRecord {
+    /// Everything that goes into the hash besides the record before.
+    #[must_use]
+    pub fn canonical(&self) -> Vec<u8> {
+        let mut bytes = Vec::with_capacity(192);
+        self.write_canonical(&mut bytes);
+        bytes
+    }
+
+    fn write_canonical(&self, into: &mut Vec<u8>) {
+        let hashed = (
+            self.index,
+            self.at,
+            self.wall,
+            &self.actor,
+            &self.what,
+            &self.invoice,
+            self.token,
+            &self.key,
+        );
+        write_canonical(&hashed, into);
+    }
+}
+
+/// The hash of a record: over the one before and the record's canonical bytes.
+#[must_use]
+pub fn chain_hash(previous: &ChainHash, canonical: &[u8]) -> ChainHash {
+    let mut hasher = blake3::Hasher::new();
+    hasher.update(previous);
+    hasher.update(canonical);
+    *hasher.finalize().as_bytes()
+}
+
+/// The record at which a chain does not hold.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum BrokenChain {
+    #[error("audit record {index} does not hash to what it says")]
+    Hash { index: u64 },
+    #[error("audit record {index} follows {previous}: records are missing")]
+    Gap { previous: u64, index: u64 },
+}
+
+/// Checks that each record follows the one before, the first one `anchor`. Returns the hash of the last.
+pub fn verify_chain(records: &[AuditRecord], anchor: ChainHash) -> Result<ChainHash, BrokenChain> {
+    let mut previous = anchor;
+    for (nth, record) in records.iter().enumerate() {
+        if nth > 0 && records[nth - 1].index.checked_add(1) != Some(record.index) {
+            return Err(BrokenChain::Gap {
+                previous: records[nth - 1].index,
+                index: record.index,
+            });
+        }
+        if chain_hash(&previous, &record.canonical()) != record.hash {
+            return Err(BrokenChain::Hash {
+                index: record.index,
+            });
+        }
+        previous = record.hash;
+    }
+    Ok(previous)
+}
+
+/// What happened: a participle, and the facts that only this record holds.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum What {
+    Bootstrapped {
+        ledger_id: LedgerId,
+        no_prior_charges: bool,
+    },
+    Restored {
+        reason: Evidence,
+    },
+    ChargesAllowed {
+        evidence: Evidence,
+    },
+    ProviderPaused {
+        provider: ProviderId,
+        reason: Evidence,
+    },
+    ProviderResumed {
+        provider: ProviderId,
+        reason: Evidence,
+    },
+    SessionOpened {
+        session: SessionId,
+        holder: HolderId,
+    },
+    SessionClosed {
+        session: SessionId,
+    },
+    SessionExpired {
+        session: SessionId,
+    },
+    Acquired {
+        session: SessionId,
+        holder: HolderId,
+    },
+    Released,
+    LeaseExpired,
+    SessionLost {
+        session: SessionId,
+    },
+    ForceReleased {
+        reason: Evidence,
+    },
+    Submitted {
+        customer: CustomerId,
+        amount: AmountMinor,
+        currency: crate::currency::Currency,
+    },
+    InvoiceCancelled {
+        reason: Option<Evidence>,
+    },
+    Requeued {
+        reason: Option<Evidence>,
+    },
+    Begun,
+    TakenOver,
+    ObjectAttached {
+        object: ObjectId,
+    },
+    Charged {
+        reference: Reference,
+    },
+    /// `proven` false: the ledger did not accept the finality, the attempt is closing.
+    Declined {
+        code: DeclineCode,
+        retryable: bool,
+        finality: Finality,
+        proven: bool,
+    },
+    LookedUpNone {
+        counts: bool,
+    },
+    ObjectCancelled {
+        object: ObjectId,
+    },
+    Pending {
+        expected_by: WallTime,
+    },
+    Unknown {
+        detail: Option<Detail>,
+    },
+    Resolved {
+        verdict: Verdict,
+        evidence: Evidence,
+    },
+    WaitingEnded,
+    PutInReview {
+        reason: ReviewReason,
+    },
+    Paid,
+    Failed,
+}
+
+impl What {
+    /// The participle alone.
+    #[must_use]
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::Bootstrapped { .. } => "bootstrapped",
+            Self::Restored { .. } => "restored",
+            Self::ChargesAllowed { .. } => "charges allowed",
+            Self::ProviderPaused { .. } => "provider paused",
+            Self::ProviderResumed { .. } => "provider resumed",
+            Self::SessionOpened { .. } => "session opened",
+            Self::SessionClosed { .. } => "session closed",
+            Self::SessionExpired { .. } => "session expired",
+            Self::Acquired { .. } => "acquired",
+            Self::Released => "released",
+            Self::LeaseExpired => "lease expired",
+            Self::SessionLost { .. } => "lease ended with its session",
+            Self::ForceReleased { .. } => "force-released",
+            Self::Submitted { .. } => "submitted",
+            Self::InvoiceCancelled { .. } => "cancelled",
+            Self::Requeued { .. } => "requeued",
+            Self::Begun => "begun",
+            Self::TakenOver => "taken over",
+            Self::ObjectAttached { .. } => "object attached",
+            Self::Charged { .. } => "charged",
+            Self::Declined { .. } => "declined",
+            Self::LookedUpNone { .. } => "looked up",
+            Self::ObjectCancelled { .. } => "object cancelled",
+            Self::Pending { .. } => "pending",
+            Self::Unknown { .. } => "unknown",
+            Self::Resolved { .. } => "resolved",
+            Self::WaitingEnded => "waiting ended",
+            Self::PutInReview { .. } => "put in review",
+            Self::Paid => "paid",
+            Self::Failed => "failed",
+        }
+    }
+
+    /// The facts in words; empty: there are none but the word.
+    #[must_use]
+    pub fn detail(&self) -> String {
+        match self {
+            Self::Bootstrapped {
+                ledger_id,
+                no_prior_charges: true,
+            } => format!("{ledger_id}, no prior charges"),
+            Self::Bootstrapped {
+                ledger_id,
+                no_prior_charges: false,
+            } => ledger_id.to_string(),
+            Self::Restored { reason } | Self::ForceReleased { reason } => reason.to_string(),
+            Self::ChargesAllowed { evidence } => evidence.to_string(),
+            Self::ProviderPaused { provider, reason }
+            | Self::ProviderResumed { provider, reason } => {
+                format!("{provider}: {reason}")
+            }
+            Self::SessionOpened { session, holder } => format!("{session} by {holder}"),
+            Self::SessionClosed { session }
+            | Self::SessionExpired { session }
+            | Self::SessionLost { session } => session.to_string(),
+            Self::Acquired { holder, .. } => format!("by {holder}"),
+            Self::Submitted {
+                customer,
+                amount,
+                currency,
+            } => format!("{amount} {currency} owed by {customer}"),
+            Self::InvoiceCancelled { reason } | Self::Requeued { reason } => {
+                reason.as_ref().map(ToString::to_string).unwrap_or_default()
+            }
+            Self::ObjectAttached { object } | Self::ObjectCancelled { object } => {
+                object.to_string()
+            }
+            Self::Charged { reference } => reference.to_string(),
+            Self::Declined {
+                code,
+                retryable,
+                finality,
+                proven,
+            } => {
+                let retry = if *retryable { "retryable" } else { "final" };
+                let proof = if *proven { "" } else { ", proves nothing" };
+                format!("{code}, {retry}, {finality:?}{proof}")
+            }
+            Self::LookedUpNone { counts: true } => "found nothing".to_owned(),
+            Self::LookedUpNone { counts: false } => "found nothing, too early to count".to_owned(),
+            Self::Pending { expected_by } => format!("expected by {} ms", expected_by.0),
+            Self::Unknown { detail } => {
+                detail.as_ref().map(ToString::to_string).unwrap_or_default()
+            }
+            Self::Resolved {
+                verdict: Verdict::Charged(charged),
+                evidence,
+            } => {
+                format!("charged {}: {evidence}", charged.reference)
+            }
+            Self::Resolved {
+                verdict: Verdict::NotCharged,
+                evidence,
+            } => format!("not charged: {evidence}"),
+            Self::PutInReview { reason } => reason.to_string(),
+            Self::Released
+            | Self::LeaseExpired
+            | Self::Begun
+            | Self::TakenOver
+            | Self::WaitingEnded
+            | Self::Paid
+            | Self::Failed => String::new(),
+        }
+    }
+}
+
+impl fmt::Display for What {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let detail = self.detail();
+        if detail.is_empty() {
+            f.write_str(self.word())
+        } else {
+            write!(f, "{}: {detail}", self.word())
+        }
+    }
+}
+
+/// The kept records, oldest first, in chunks that snapshots share.
+#[derive(Clone, Default)]
+pub(crate) struct AuditLog {
+    chunks: VecDeque<Arc<Vec<AuditRecord>>>,
+    kept: usize,
+    last: u64,
+    /// The hash of the newest record, or CHAIN_START.
+    head: ChainHash,
+    /// What the oldest kept record follows.
+    anchor: ChainHash,
+    /// Derived: the records of each invoice.
+    by_invoice: CowMap<(InvoiceId, u64), ()>,
+}
+
+/// How a snapshot carries the log.
+#[derive(Serialize, Deserialize)]
+pub(crate) struct AuditSaved {
+    anchor: ChainHash,
+    records: Vec<AuditRecord>,
+    last: u64,
+}
+
+impl AuditLog {
+    pub fn last_index(&self) -> u64 {
+        self.last
+    }
+
+    pub fn head(&self) -> ChainHash {
+        self.head
+    }
+
+    pub fn anchor(&self) -> ChainHash {
+        self.anchor
+    }
+
+    pub fn len(&self) -> usize {
+        self.kept
+    }
+
+    /// Takes a record whose index and hash are still open, closes both, and drops the oldest chunk beyond `records_max`.
+    pub fn push(&mut self, mut record: AuditRecord, records_max: usize, scratch: &mut Vec<u8>) {
+        record.index = self.last + 1;
+        scratch.clear();
+        record.write_canonical(scratch);
+        record.hash = chain_hash(&self.head, scratch);
+        self.append(record);
+        while self.kept > records_max && self.chunks.len() > 1 {
+            self.drop_oldest();
+        }
+    }
+
+    fn append(&mut self, record: AuditRecord) {
+        self.last = record.index;
+        self.head = record.hash;
+        if let Some(invoice) = &record.invoice {
+            self.by_invoice.insert((invoice.clone(), record.index), ());
+        }
+        if self
+            .chunks
+            .back()
+            .is_none_or(|chunk| chunk.len() == AUDIT_CHUNK_RECORDS)
+        {
+            self.chunks
+                .push_back(Arc::new(Vec::with_capacity(AUDIT_CHUNK_RECORDS)));
+        }
+        if let Some(chunk) = self.chunks.back_mut() {
+            Arc::make_mut(chunk).push(record);
+            self.kept += 1;
+        }
+    }
+
+    fn drop_oldest(&mut self) {
+        let Some(chunk) = self.chunks.pop_front() else {
+            return;
+        };
+        self.kept -= chunk.len();
+        for record in chunk.iter() {
+            self.anchor = record.hash;
+            if let Some(invoice) = &record.invoice {
+                self.by_invoice.remove(&(invoice.clone(), record.index));
+            }
+        }
+    }
+
+    pub fn get(&self, index: u64) -> Option<&AuditRecord> {
+        let nth = usize::try_from(index.checked_sub(self.first_index())?).ok()?;
+        // Only the last chunk may be short, and a load fills chunks from the first kept record on.
+        self.chunks
+            .get(nth / AUDIT_CHUNK_RECORDS)?
+            .get(nth % AUDIT_CHUNK_RECORDS)
+    }
+
+    pub fn first_index(&self) -> u64 {
+        self.last + 1 - self.kept as u64
+    }
+
+    pub fn from(&self, index: u64) -> impl Iterator<Item = &AuditRecord> {
+        (index.max(self.first_index())..=self.last).map_while(|index| self.get(index))
+    }
+
+    pub fn of_invoice<'a>(
+        &'a self,
+        invoice: &'a InvoiceId,
+    ) -> impl Iterator<Item = &'a AuditRecord> {
+        self.by_invoice
+            .iter_from(&(invoice.clone(), 0))
+            .take_while(move |((of, _), ())| of == invoice)
+            .filter_map(|((_, index), ())| self.get(*index))
+    }
+
+    pub fn save(&self) -> AuditSaved {
+        AuditSaved {
+            anchor: self.anchor,
+            records: self.from(0).cloned().collect(),
+            last: self.last,
+        }
+    }
+
+    /// Refuses records that do not follow each other.
+    pub fn load(saved: AuditSaved) -> Result<Self, BrokenChain> {
+        verify_chain(&saved.records, saved.anchor)?;
+        // Whole chunks are dropped, so the oldest kept record opens one; an empty log never held any.
+        let (first, last) = match (saved.records.first(), saved.records.last()) {
+            (Some(first), Some(last)) => (first.index, last.index),
+            (None, _) | (_, None) => (1, 0),
+        };
+        if last != saved.last
+            || first == 0
+            || !(first - 1).is_multiple_of(AUDIT_CHUNK_RECORDS as u64)
+        {
+            return Err(BrokenChain::Gap {
+                previous: saved.last,
+                index: first,
+            });
+        }
+        let mut log = Self {
+            head: saved.anchor,
+            anchor: saved.anchor,
+            last: saved.last,
+            ..Self::default()
+        };
+        for record in saved.records {
+            log.append(record);
+        }
+        Ok(log)
+    }
+}

@@ -1,0 +1,141 @@
+//! The operator's switches: bootstrap, restore, allowing charges, pausing a provider, forcing a lease. Each is audited. None
+//! of them ends an attempt: only evidence does.
+
+use super::leases::LeaseEnd;
+use super::*;
+use crate::command::{AllowCharges, Bootstrap, ForceRelease, PauseProvider, Restore};
+use crate::rejection::Bound;
+
+impl Ledger {
+    pub(super) fn bootstrap(&mut self, bootstrap: &Bootstrap) -> Result<Reply, Rejection> {
+        if let Some(ledger_id) = &self.scalars.ledger_id {
+            return Err(Rejection::AlreadyBootstrapped {
+                ledger_id: ledger_id.clone(),
+            });
+        }
+        self.scalars.ledger_id = Some(bootstrap.ledger_id.clone());
+        self.jump_tokens();
+        self.scalars.charges_allowed = bootstrap.no_prior_charges;
+        self.scalars.grants_from = match bootstrap.no_prior_charges {
+            true => self.scalars.now,
+            false => self.scalars.now.plus(TTL_MS_MAX),
+        };
+        let (ledger_id, no_prior_charges) =
+            (bootstrap.ledger_id.clone(), bootstrap.no_prior_charges);
+        self.note(
+            What::Bootstrapped {
+                ledger_id,
+                no_prior_charges,
+            },
+            None,
+            FencingToken::NONE,
+            None,
+        );
+        Ok(Reply::Bootstrapped {
+            ledger_id: bootstrap.ledger_id.clone(),
+        })
+    }
+
+    /// The state is an old one: whatever was granted or begun since is unknown. Nobody holds anything, no token of that time
+    /// can come again, and no charge begins or continues until somebody has looked.
+    pub(super) fn restore(&mut self, restore: &Restore) -> Result<Reply, Rejection> {
+        let ledger_id = self
+            .scalars
+            .ledger_id
+            .clone()
+            .ok_or(Rejection::NotBootstrapped)?;
+        self.note(
+            What::Restored {
+                reason: restore.reason.clone(),
+            },
+            None,
+            FencingToken::NONE,
+            None,
+        );
+        self.jump_tokens();
+        self.scalars.charges_allowed = false;
+        self.scalars.grants_from = self.scalars.now.plus(TTL_MS_MAX);
+        let sessions: Vec<SessionId> = self.sessions.iter().map(|(id, _)| *id).collect();
+        for session in &sessions {
+            self.leave_queues(*session);
+        }
+        for session in sessions {
+            self.end_session(session, &LeaseEnd::SessionClosed);
+        }
+        Ok(Reply::Restored { ledger_id })
+    }
+
+    fn jump_tokens(&mut self) {
+        let beyond_log = self.scalars.token_last.0.saturating_add(TOKEN_JUMP);
+        let beyond_time =
+            self.scalars.wall.0.min(u64::MAX >> (TOKEN_MS_SHIFT + 1)) << TOKEN_MS_SHIFT;
+        self.scalars.token_last = FencingToken(beyond_log.max(beyond_time));
+    }
+
+    pub(super) fn allow_charges(&mut self, allow: &AllowCharges) -> Reply {
+        if !self.scalars.charges_allowed {
+            self.scalars.charges_allowed = true;
+            self.note(
+                What::ChargesAllowed {
+                    evidence: allow.evidence.clone(),
+                },
+                None,
+                FencingToken::NONE,
+                None,
+            );
+        }
+        Reply::Done
+    }
+
+    pub(super) fn pause_provider(&mut self, pause: &PauseProvider) -> Result<Reply, Rejection> {
+        let (provider, reason) = (pause.provider.clone(), pause.reason.clone());
+        if !pause.paused {
+            if self.paused.remove(&provider).is_some() {
+                self.note(
+                    What::ProviderResumed { provider, reason },
+                    None,
+                    FencingToken::NONE,
+                    None,
+                );
+            }
+            return Ok(Reply::Done);
+        }
+        if self.paused.len() >= PROVIDERS_PAUSED_MAX && !self.paused.contains_key(&provider) {
+            return Err(Rejection::Overloaded {
+                bound: Bound::ProvidersPaused,
+                max: PROVIDERS_PAUSED_MAX as u64,
+            });
+        }
+        if self
+            .paused
+            .insert(provider.clone(), reason.clone())
+            .as_ref()
+            != Some(&reason)
+        {
+            self.note(
+                What::ProviderPaused { provider, reason },
+                None,
+                FencingToken::NONE,
+                None,
+            );
+        }
+        Ok(Reply::Done)
+    }
+
+    pub(super) fn force_release(&mut self, force: &ForceRelease) -> Result<Reply, Rejection> {
+        let not_found = || Rejection::NotFound {
+            invoice: force.invoice.clone(),
+        };
+        let was_leased = self
+            .invoice(&force.invoice)
+            .ok_or_else(not_found)?
+            .lease
+            .is_some();
+        if was_leased {
+            self.end_lease(&force.invoice, &LeaseEnd::Forced(force.reason.clone()));
+        }
+        self.review_if_unanswered(&force.invoice);
+        let status = self.invoice(&force.invoice).ok_or_else(not_found)?.status();
+        Ok(Reply::ForceReleased { was_leased, status })
+    }
+}
