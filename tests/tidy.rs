@@ -17,25 +17,53 @@ const ARROWS: [(&str, &[&str]); 11] = [
     ("billing-store", &["billing-env"]),
     (
         "billing-server",
-        &["billing-core", "billing-env", "billing-proto", "billing-store"],
+        &[
+            "billing-core",
+            "billing-env",
+            "billing-proto",
+            "billing-store",
+        ],
     ),
-    ("billing-client", &["billing-core", "billing-env", "billing-proto"]),
+    (
+        "billing-client",
+        &["billing-core", "billing-env", "billing-proto"],
+    ),
     (
         "billing-gate",
-        &["billing-client", "billing-core", "billing-env", "billing-proto"],
+        &[
+            "billing-client",
+            "billing-core",
+            "billing-env",
+            "billing-proto",
+        ],
     ),
     (
         "billing-worker",
-        &["billing-client", "billing-core", "billing-env", "billing-gate"],
+        &[
+            "billing-client",
+            "billing-core",
+            "billing-env",
+            "billing-gate",
+        ],
     ),
     (
         "billingctl",
-        &["billing-client", "billing-core", "billing-env", "billing-proto"],
+        &[
+            "billing-client",
+            "billing-core",
+            "billing-env",
+            "billing-proto",
+        ],
     ),
     ("billing-sandbox", &["billing-env"]),
     (
         "billing-demo",
-        &["billing-client", "billing-core", "billing-env", "billing-proto"],
+        &[
+            "billing-client",
+            "billing-core",
+            "billing-env",
+            "billing-proto",
+        ],
     ),
     (
         "billing-sim",
@@ -54,8 +82,16 @@ const ARROWS: [(&str, &[&str]); 11] = [
 
 /// Words, the only crates whose sources may say them, and why.
 const ABSENCES: [(&[&str], &[&str], &str); 5] = [
-    (&["sled::"], &["billing-store"], "only the store knows which disk engine it is"),
-    (&["openraft::", "openraft_rt"], &["billing-server"], "no consensus type in a public interface"),
+    (
+        &["sled::"],
+        &["billing-store"],
+        "only the store knows which disk engine it is",
+    ),
+    (
+        &["openraft::", "openraft_rt"],
+        &["billing-server"],
+        "no consensus type in a public interface",
+    ),
     (
         &["SystemTime::now", "Instant::now", "UNIX_EPOCH"],
         // The sandbox is somebody else's machine; the demo measures from outside.
@@ -64,12 +100,24 @@ const ABSENCES: [(&[&str], &[&str], &str); 5] = [
     ),
     (
         &["TcpListener", "TcpStream"],
-        &["billing-env", "billing-sandbox", "billing-demo", "billing-sim"],
+        &[
+            "billing-env",
+            "billing-sandbox",
+            "billing-demo",
+            "billing-sim",
+        ],
         "bytes come in through billing-env's Net",
     ),
     (
         &["rand::"],
-        &["billing-env", "billing-sandbox", "billing-demo", "billing-sim", "billingctl", "billing-server"],
+        &[
+            "billing-env",
+            "billing-sandbox",
+            "billing-demo",
+            "billing-sim",
+            "billingctl",
+            "billing-server",
+        ],
         "chance comes in through billing-env's RandomSource; the server's own use is openraft's runtime trait",
     ),
 ];
@@ -131,13 +179,20 @@ fn arrows_point_where_the_map_says() -> anyhow::Result<()> {
     let allowed: BTreeMap<_, _> = ARROWS.into_iter().collect();
     let mut wrong = Vec::new();
     for name in crates()? {
-        let manifest = fs::read_to_string(Path::new(ROOT).join("crates").join(&name).join("Cargo.toml"))?;
+        let manifest = fs::read_to_string(
+            Path::new(ROOT)
+                .join("crates")
+                .join(&name)
+                .join("Cargo.toml"),
+        )?;
         let manifest: toml::Table = manifest.parse()?;
         let Some(may) = allowed.get(name.as_str()) else {
             wrong.push(format!("{name} has no arrows in tests/tidy.rs"));
             continue;
         };
-        let dependencies = manifest.get("dependencies").and_then(|table| table.as_table());
+        let dependencies = manifest
+            .get("dependencies")
+            .and_then(|table| table.as_table());
         for dependency in dependencies.into_iter().flat_map(|table| table.keys()) {
             if dependency.starts_with("billing") && !may.contains(&dependency.as_str()) {
                 wrong.push(format!("{name} must not point at {dependency}"));
@@ -163,7 +218,10 @@ fn words_stay_in_the_crates_that_own_them() -> anyhow::Result<()> {
             }
             if name == "billing-core" {
                 for word in PURE.iter().filter(|word| text.contains(**word)) {
-                    wrong.push(format!("{} says {word}: the ledger is pure", path.display()));
+                    wrong.push(format!(
+                        "{} says {word}: the ledger is pure",
+                        path.display()
+                    ));
                 }
             }
         }
@@ -178,18 +236,30 @@ fn files_open_with_what_they_decide_and_stay_readable() -> anyhow::Result<()> {
     let mut files = sources(&Path::new(ROOT).join("crates"))?;
     files.extend(sources(&Path::new(ROOT).join("tests"))?);
     files.extend(sources(&Path::new(ROOT).join("proto"))?);
-    assert!(files.len() > 20, "the sources are not where this test looks");
+    assert!(
+        files.len() > 20,
+        "the sources are not where this test looks"
+    );
     for path in files {
         let text = fs::read_to_string(&path)?;
         if !text.starts_with("//!") {
-            wrong.push(format!("{} does not open with what it decides", path.display()));
+            wrong.push(format!(
+                "{} does not open with what it decides",
+                path.display()
+            ));
         }
         let lines = text.lines().count();
         if lines > FILE_LINES_MAX {
-            wrong.push(format!("{} has {lines} lines, {FILE_LINES_MAX} at most", path.display()));
+            wrong.push(format!(
+                "{} has {lines} lines, {FILE_LINES_MAX} at most",
+                path.display()
+            ));
         }
         if text.contains(concat!("#[", "ignore]")) {
-            wrong.push(format!("{} ignores a test without a reason", path.display()));
+            wrong.push(format!(
+                "{} ignores a test without a reason",
+                path.display()
+            ));
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
@@ -203,7 +273,10 @@ fn the_code_map_knows_every_crate() -> anyhow::Result<()> {
         .into_iter()
         .filter(|name| !map.contains(&format!("`{name}`")))
         .collect();
-    assert!(missing.is_empty(), "crates/README.md says nothing of {missing:?}");
+    assert!(
+        missing.is_empty(),
+        "crates/README.md says nothing of {missing:?}"
+    );
     Ok(())
 }
 
@@ -211,15 +284,27 @@ fn the_code_map_knows_every_crate() -> anyhow::Result<()> {
 fn simulation_features_are_enabled_by_no_shipped_manifest() -> anyhow::Result<()> {
     let mut wrong = Vec::new();
     for name in crates()?.into_iter().filter(|name| name != "billing-sim") {
-        let text = fs::read_to_string(Path::new(ROOT).join("crates").join(&name).join("Cargo.toml"))?;
+        let text = fs::read_to_string(
+            Path::new(ROOT)
+                .join("crates")
+                .join(&name)
+                .join("Cargo.toml"),
+        )?;
         let manifest: toml::Table = text.parse()?;
-        let Some(dependencies) = manifest.get("dependencies").and_then(|table| table.as_table()) else {
+        let Some(dependencies) = manifest
+            .get("dependencies")
+            .and_then(|table| table.as_table())
+        else {
             continue;
         };
         for (dependency, how) in dependencies {
             let features = how.get("features").and_then(|features| features.as_array());
             let bad = ["sim", "sabotage", "test-util", "conformance"];
-            if features.is_some_and(|on| on.iter().filter_map(|f| f.as_str()).any(|f| bad.contains(&f))) {
+            if features.is_some_and(|on| {
+                on.iter()
+                    .filter_map(|f| f.as_str())
+                    .any(|f| bad.contains(&f))
+            }) {
                 wrong.push(format!("{name} ships {dependency} with a test feature"));
             }
         }
