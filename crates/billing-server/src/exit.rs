@@ -3,6 +3,9 @@
 
 use billing_store::StoreError;
 
+use crate::node::StartError;
+use crate::raft::folders::FoldersError;
+
 /// Ended as it was asked to.
 pub const DONE: u8 = 0;
 /// Wrong flags, environment or configuration file (also clap's own code). Nothing was started.
@@ -35,6 +38,11 @@ pub enum Fatal {
     /// No `--bootstrap`, and nothing to start from.
     #[error("{0}. For a new cluster: start every founding node once with --bootstrap")]
     NothingThere(StoreError),
+    /// What the folder says cannot be understood.
+    #[error("{0}")]
+    Unreadable(String),
+    #[error("{0}")]
+    Settings(String),
     #[error("{0}")]
     Address(String),
     #[error("{0}")]
@@ -45,6 +53,19 @@ pub enum Fatal {
         "ended at once by a second signal; calls in flight were cut off, everything acknowledged is kept"
     )]
     Hurried,
+}
+
+impl From<StartError> for Fatal {
+    fn from(error: StartError) -> Fatal {
+        match error {
+            StartError::Folder(FoldersError::Disk(error)) => Fatal::Store(error),
+            StartError::Folder(FoldersError::Codec(error)) => Fatal::Unreadable(error.to_string()),
+            StartError::NotAMember { .. } | StartError::Settings(_) => {
+                Fatal::Settings(error.to_string())
+            }
+            StartError::Consensus(why) => Fatal::Unreadable(why),
+        }
+    }
 }
 
 impl Fatal {
@@ -71,6 +92,8 @@ impl Fatal {
             Self::Store(error) | Self::FoundedAlready(error) | Self::NothingThere(error) => {
                 store_code(error)
             }
+            Self::Unreadable(_) => DAMAGED,
+            Self::Settings(_) => USAGE,
             Self::Address(_) => ADDRESS,
             Self::Contradicted(_) => CONTRADICTED,
             Self::Bug(_) => BUG,

@@ -6,4 +6,13 @@
 pub mod cli;
 pub mod config;
 pub mod exit;
+pub mod node;
+pub mod process;
+pub mod raft;
+pub mod serve;
+pub mod server;
+pub mod services;
 pub mod telemetry;
+
+/// The format of everything that this version writes to disk or says to other nodes; an older binary refuses a newer one.
+pub const FORMAT: u32 = raft::codec::FORMAT as u32;

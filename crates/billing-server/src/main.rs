@@ -1,0 +1,38 @@
+//! `billingd`: decides nothing but which words and which exit code a person gets. The node's life is `process.rs`.
+
+use std::process::ExitCode;
+
+use clap::{CommandFactory, FromArgMatches};
+
+use billing_server::cli::{Cli, CliCommand};
+use billing_server::config::Config;
+use billing_server::exit;
+
+fn main() -> ExitCode {
+    let matches = Cli::command().get_matches();
+    let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
+    let own = matches.subcommand().map_or(&matches, |(_, own)| own);
+    let (settings, only_check) = match cli.command {
+        None => (cli.settings, false),
+        Some(CliCommand::Run(settings)) => (*settings, false),
+        Some(CliCommand::CheckConfig(settings)) => (*settings, true),
+    };
+    let config = match Config::load(settings, own) {
+        Ok(config) => config,
+        Err(error) => {
+            eprintln!("billingd: {error}");
+            return ExitCode::from(exit::USAGE);
+        }
+    };
+    if only_check {
+        print!("{}", config.explain());
+        return ExitCode::from(exit::DONE);
+    }
+    match billing_server::process::run(config) {
+        Ok(()) => ExitCode::from(exit::DONE),
+        Err(fatal) => {
+            eprintln!("billingd: {fatal}");
+            ExitCode::from(fatal.code())
+        }
+    }
+}

@@ -1,0 +1,234 @@
+//! InvoiceService: reads requests, asks the ledger, shows answers. Decides only how much one call may carry.
+
+use billing_core::{
+    Actor, AuditRecord, CHAIN_START, CancelInvoice, ClaimInvoices, Command, CustomerId, InvoiceId,
+    Rejection, Reply, RequeueInvoice, SubmitInvoice,
+};
+use billing_proto::v1::invoice_service_server::InvoiceService;
+use billing_proto::v1::submit_invoices_response::RefusedInvoice;
+use billing_proto::{Failure, convert, request, status, v1};
+use futures::StreamExt;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Door, answer, audit, page, rejected, who};
+
+/// Invoices of one stream that travel in one proposal. The next ones gather in the connection's window meanwhile; one
+/// proposal at a time keeps the order of submission, by which equal invoices are claimed.
+const SUBMITS_PER_PROPOSAL: usize = 1_024;
+/// Refusals that one answer lists; with one more the stream ends, since most of what is sent must be wrong.
+pub const REFUSALS_LISTED_MAX: usize = 4_096;
+
+/// Answers the calls of InvoiceService.
+#[derive(Clone)]
+pub struct Invoices(pub Door);
+
+#[tonic::async_trait]
+impl InvoiceService for Invoices {
+    async fn submit_invoices(
+        &self,
+        request: Request<Streaming<v1::SubmitInvoicesRequest>>,
+    ) -> Result<Response<v1::SubmitInvoicesResponse>, Status> {
+        let actor = who::actor(who::WORKER, request.extensions());
+        let mut chunks = request.into_inner().ready_chunks(SUBMITS_PER_PROPOSAL);
+        let mut submission = Submission::default();
+        while let Some(chunk) = chunks.next().await {
+            submission.chunk(&self.0, &actor, chunk).await?;
+        }
+        Ok(Response::new(submission.answer))
+    }
+
+    async fn claim_invoices(
+        &self,
+        request: Request<v1::ClaimInvoicesRequest>,
+    ) -> Result<Response<v1::ClaimInvoicesResponse>, Status> {
+        let actor = who::actor(who::WORKER, request.extensions());
+        let command = ClaimInvoices::try_from(request.get_ref()).map_err(rejected)?;
+        let claimed = answer!(self.0.one(actor, Command::ClaimInvoices(command)).await, Reply::Claimed(claimed) => claimed)?;
+        Ok(Response::new(claimed.into()))
+    }
+
+    async fn get_invoice(
+        &self,
+        request: Request<v1::GetInvoiceRequest>,
+    ) -> Result<Response<v1::GetInvoiceResponse>, Status> {
+        let request = request.into_inner();
+        let invoice = InvoiceId::new(&request.invoice_id).map_err(rejected)?;
+        let wanted = invoice.clone();
+        let read = self
+            .0
+            .read(request.stale_ok, move |ledger| ledger.invoice_view(&wanted))
+            .await?;
+        let view = read
+            .value
+            .ok_or_else(|| status::refused(&Rejection::NotFound { invoice }))?;
+        Ok(Response::new(convert::invoice_to_wire(
+            view,
+            read.applied_index,
+        )))
+    }
+
+    async fn list_invoices(
+        &self,
+        request: Request<v1::ListInvoicesRequest>,
+    ) -> Result<Response<v1::ListInvoicesResponse>, Status> {
+        let request = request.into_inner();
+        let rows = request::page_size(request.page_size).map_err(rejected)?;
+        let after = page::read(&request.page_token).map_err(rejected)?;
+        let status = convert::status_filter(request.status).map_err(rejected)?;
+        let customer = match request.customer_id.as_str() {
+            "" => None,
+            id => Some(CustomerId::new(id).map_err(rejected)?),
+        };
+        let read = page::walk(
+            &self.0,
+            request.stale_ok,
+            after,
+            rows,
+            |ledger, after, rows| ledger.invoices(status, None, after, rows),
+            |view| &view.invoice,
+            |view| {
+                let owes = view.bill.as_ref().map(|bill| &bill.customer);
+                customer.is_none() || owes == customer.as_ref()
+            },
+        )
+        .await?;
+        let applied_index = read.applied_index;
+        Ok(Response::new(v1::ListInvoicesResponse {
+            next_page_token: page::next(&read.value, rows, |view| &view.invoice),
+            invoices: read
+                .value
+                .into_iter()
+                .map(|view| convert::invoice_to_wire(view, applied_index))
+                .collect(),
+            applied_index,
+        }))
+    }
+
+    async fn get_invoice_history(
+        &self,
+        request: Request<v1::GetInvoiceHistoryRequest>,
+    ) -> Result<Response<v1::GetInvoiceHistoryResponse>, Status> {
+        let request = request.into_inner();
+        let invoice = InvoiceId::new(&request.invoice_id).map_err(rejected)?;
+        let wanted = invoice.clone();
+        let read = self
+            .0
+            .read(request.stale_ok, move |ledger| {
+                let records = ledger.history(&wanted).into_iter();
+                let follows = |record: &AuditRecord| {
+                    ledger
+                        .audit_hash_before(record.index)
+                        .unwrap_or(CHAIN_START)
+                };
+                records
+                    .map(|record| audit::to_wire(&record, follows(&record)))
+                    .collect::<Vec<_>>()
+            })
+            .await?;
+        if read.value.is_empty() {
+            return Err(status::refused(&Rejection::NotFound { invoice }));
+        }
+        Ok(Response::new(v1::GetInvoiceHistoryResponse {
+            records: read.value,
+        }))
+    }
+
+    async fn cancel_invoice(
+        &self,
+        request: Request<v1::CancelInvoiceRequest>,
+    ) -> Result<Response<v1::CancelInvoiceResponse>, Status> {
+        let actor = who::actor(who::OPERATOR, request.extensions());
+        let command = CancelInvoice::try_from(request.get_ref()).map_err(rejected)?;
+        let status = answer!(self.0.one(actor, Command::CancelInvoice(command)).await, Reply::Status { status } => status)?;
+        let status = v1::InvoiceStatus::from(status).into();
+        Ok(Response::new(v1::CancelInvoiceResponse { status }))
+    }
+
+    async fn requeue_invoice(
+        &self,
+        request: Request<v1::RequeueInvoiceRequest>,
+    ) -> Result<Response<v1::RequeueInvoiceResponse>, Status> {
+        let actor = who::actor(who::OPERATOR, request.extensions());
+        let command = RequeueInvoice::try_from(request.get_ref()).map_err(rejected)?;
+        let status = answer!(self.0.one(actor, Command::RequeueInvoice(command)).await, Reply::Status { status } => status)?;
+        let status = v1::InvoiceStatus::from(status).into();
+        Ok(Response::new(v1::RequeueInvoiceResponse { status }))
+    }
+}
+
+/// What has become of one stream so far.
+#[derive(Default)]
+struct Submission {
+    answer: v1::SubmitInvoicesResponse,
+    /// How many came.
+    position: u64,
+}
+
+impl Submission {
+    /// Submits what has gathered. An error ends the stream: what was submitted before it stays, and may be sent again.
+    async fn chunk(
+        &mut self,
+        door: &Door,
+        actor: &Actor,
+        chunk: Vec<Result<v1::SubmitInvoicesRequest, Status>>,
+    ) -> Result<(), Status> {
+        let mut unread = Ok(());
+        let mut ids = Vec::with_capacity(chunk.len());
+        let mut commands = Vec::with_capacity(chunk.len());
+        for request in chunk {
+            match request {
+                Ok(request) => {
+                    let id = request
+                        .invoice
+                        .as_ref()
+                        .map(|invoice| invoice.invoice_id.clone());
+                    ids.push(id.unwrap_or_default());
+                    commands.push(SubmitInvoice::try_from(request).map(Command::SubmitInvoice));
+                }
+                Err(status) => {
+                    unread = Err(status);
+                    break;
+                }
+            }
+        }
+        let results = door.each(actor.clone(), commands.into_iter()).await;
+        for (invoice_id, result) in ids.into_iter().zip(results) {
+            let position = self.position;
+            self.position += 1;
+            match result {
+                Ok(Reply::Submitted { unchanged: false }) => self.answer.submitted += 1,
+                Ok(Reply::Submitted { unchanged: true }) => self.answer.unchanged += 1,
+                Ok(other) => return Err(super::unexpected(&other)),
+                Err(Failure::Rejected(rejection)) => {
+                    if self.answer.refused.len() >= REFUSALS_LISTED_MAX {
+                        return Err(self.too_many_refused());
+                    }
+                    self.answer.refused.push(RefusedInvoice {
+                        invoice_id,
+                        reason: rejection.to_string(),
+                        rejection: Some((&rejection).into()),
+                        position,
+                    });
+                }
+                Err(Failure::NotApplied(status)) if position == 0 => return Err(status),
+                Err(Failure::NotApplied(status) | Failure::Unknown(status)) => {
+                    return Err(status::outcome_unknown(format!(
+                        "invoice {invoice_id} at position {position} of the stream: {}; those before it are submitted, \
+                         and may be sent again",
+                        status.message()
+                    )));
+                }
+            }
+        }
+        unread
+    }
+
+    fn too_many_refused(&self) -> Status {
+        Status::resource_exhausted(format!(
+            "more than {REFUSALS_LISTED_MAX} invoices of one stream are refused, the last one at position {}; {} are \
+             submitted or were known before",
+            self.position - 1,
+            self.answer.submitted + self.answer.unchanged
+        ))
+    }
+}
