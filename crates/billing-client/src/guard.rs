@@ -227,9 +227,11 @@ impl LeaseGuard {
     }
 
     /// Extends a lease that has a TTL of its own (or no session) to `ttl` from now, and returns the new local deadline. One
-    /// that has none gets one. `Unknown`: it may have been renewed; the old deadline stands.
+    /// that has none gets one. `Unknown`: it may have been renewed; the old deadline stands (a shorter `ttl` than before
+    /// counts from the moment it is sent, answered or not).
     pub async fn renew(&self, ttl: Duration) -> Result<BootTime, Failure> {
         let client = self.owner.client();
+        self.own.cap(client.inner.env.clock.boottime(), ttl);
         match client
             .renew(
                 &self.lease.invoice_id,

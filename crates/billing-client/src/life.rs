@@ -101,6 +101,15 @@ impl Life {
         true
     }
 
+    /// Takes what lies beyond `sent_at` + usable TTL off the deadline: a request that is about to be sent may cut the lease
+    /// down to that, whether its answer arrives or not.
+    pub fn cap(&self, sent_at: BootTime, ttl: Duration) {
+        let mut state = self.state();
+        state.valid_until = state.valid_until.min(sent_at + self.trust.usable(ttl));
+        drop(state);
+        self.changed.send_replace(());
+    }
+
     /// Sets the deadline to `sent_at` + usable TTL, later or earlier: the cluster counts by this TTL from now on.
     /// False as with [`Life::extend`].
     pub fn replace(&self, sent_at: BootTime, ttl: Duration) -> bool {
@@ -178,5 +187,173 @@ impl std::fmt::Debug for Life {
             .field("valid_until", &state.valid_until)
             .field("loss", &state.loss)
             .finish_non_exhaustive()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use billing_env::{BoxFuture, MonoTime};
+    use futures::FutureExt;
+
+    use super::*;
+
+    /// Moves only when told to; sleeps count its monotonic half, which stands still in suspend.
+    struct StoppedClock {
+        mono: watch::Sender<u64>,
+        boot: Mutex<u64>,
+    }
+
+    impl StoppedClock {
+        fn new() -> Arc<StoppedClock> {
+            Arc::new(StoppedClock {
+                mono: watch::Sender::new(0),
+                boot: Mutex::new(0),
+            })
+        }
+
+        fn pass(&self, by: Duration) {
+            self.suspend(by);
+            self.mono.send_modify(|mono| *mono += by.as_nanos() as u64);
+        }
+
+        /// The machine sleeps: only one of the clocks goes on.
+        fn suspend(&self, by: Duration) {
+            *self.boot.lock().unwrap_or_else(PoisonError::into_inner) += by.as_nanos() as u64;
+        }
+    }
+
+    impl Clock for StoppedClock {
+        fn monotonic(&self) -> MonoTime {
+            MonoTime(*self.mono.borrow())
+        }
+        fn boottime(&self) -> BootTime {
+            BootTime(*self.boot.lock().unwrap_or_else(PoisonError::into_inner))
+        }
+        fn wall_ms(&self) -> u64 {
+            0
+        }
+        fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+            let mut mono = self.mono.subscribe();
+            let until = *mono.borrow() + duration.as_nanos() as u64;
+            Box::pin(async move {
+                // Ends when the clock itself is gone, as a test does.
+                let _ = mono.wait_for(|now| *now >= until).await;
+            })
+        }
+    }
+
+    const TRUST: Trust = Trust {
+        drift: 0.01,
+        margin: Duration::from_millis(100),
+    };
+    const TTL: Duration = Duration::from_secs(10);
+    const SECOND: Duration = Duration::from_secs(1);
+
+    /// 10 s, minus twice 1 %, minus 100 ms.
+    const USABLE: Duration = Duration::from_millis(9_700);
+
+    #[test]
+    fn a_lease_is_ours_for_its_ttl_minus_drift_and_margin_from_before_it_was_asked_for() {
+        let clock = StoppedClock::new();
+        clock.pass(SECOND);
+        let life = Life::new(clock.clone(), TRUST, BootTime(0), TTL);
+        assert_eq!(life.remaining(), USABLE - SECOND);
+        clock.pass(USABLE - SECOND - Duration::from_millis(1));
+        assert_eq!(life.loss(), None);
+        clock.pass(Duration::from_millis(1));
+        assert_eq!(life.loss(), Some(Loss::Expired));
+        assert_eq!(life.remaining(), Duration::ZERO);
+    }
+
+    #[test]
+    fn what_drift_and_margin_eat_up_was_never_ours() {
+        let trust = Trust {
+            drift: 0.25,
+            margin: Duration::from_secs(1),
+        };
+        let life = Life::new(
+            StoppedClock::new(),
+            trust,
+            BootTime(0),
+            Duration::from_secs(2),
+        );
+        assert_eq!(life.loss(), Some(Loss::Expired));
+    }
+
+    #[test]
+    fn an_answer_extends_from_when_its_request_was_sent_and_never_shortens() {
+        let clock = StoppedClock::new();
+        let life = Life::new(clock.clone(), TRUST, BootTime(0), TTL);
+        clock.pass(5 * SECOND);
+        let sent_at = clock.boottime();
+        clock.pass(SECOND);
+        assert!(life.extend(sent_at, TTL));
+        assert_eq!(life.valid_until(), sent_at + USABLE);
+        assert!(
+            life.extend(BootTime(0), TTL),
+            "an older answer arrives late"
+        );
+        assert_eq!(life.valid_until(), sent_at + USABLE);
+    }
+
+    #[test]
+    fn what_was_lost_is_not_revived_by_an_answer_that_comes_too_late() {
+        let clock = StoppedClock::new();
+        let life = Life::new(clock.clone(), TRUST, BootTime(0), TTL);
+        clock.pass(5 * SECOND);
+        let sent_at = clock.boottime();
+        clock.suspend(5 * SECOND);
+        assert!(
+            !life.extend(sent_at, TTL),
+            "valid at the cluster, but somebody may have seen it lost"
+        );
+        assert!(!life.replace(clock.boottime(), TTL));
+        assert_eq!(life.loss(), Some(Loss::Expired));
+    }
+
+    #[test]
+    fn a_renewal_to_a_shorter_ttl_counts_from_the_moment_it_is_sent() {
+        let clock = StoppedClock::new();
+        let life = Life::new(clock.clone(), TRUST, BootTime(0), 30 * TTL);
+        life.cap(clock.boottime(), TTL);
+        assert_eq!(life.remaining(), USABLE, "its answer may be lost");
+        life.cap(clock.boottime(), 30 * TTL);
+        assert_eq!(life.remaining(), USABLE);
+    }
+
+    #[test]
+    fn the_first_reason_stays() {
+        let life = Life::unbounded(StoppedClock::new(), TRUST);
+        assert_eq!(life.loss(), None);
+        life.end(Loss::GivenUp);
+        life.end(Loss::Ended(Rejection::NotBootstrapped));
+        assert_eq!(life.loss(), Some(Loss::GivenUp));
+    }
+
+    #[tokio::test]
+    async fn loss_is_signalled_without_a_network_and_at_the_next_look_after_a_suspend() {
+        let clock = StoppedClock::new();
+        let life = Life::new(clock.clone(), TRUST, BootTime(0), TTL);
+        let mut lost = Box::pin(life.lost());
+        assert_eq!((&mut lost).now_or_never(), None);
+        // Hours of suspend: no timer has moved.
+        clock.suspend(3_600 * SECOND);
+        clock.pass(LOOK_EVERY);
+        assert_eq!((&mut lost).now_or_never(), Some(Loss::Expired));
+    }
+
+    #[tokio::test]
+    async fn who_waits_for_a_loss_sees_extensions_and_ends() {
+        let clock = StoppedClock::new();
+        let life = Life::new(clock.clone(), TRUST, BootTime(0), TTL);
+        let mut lost = Box::pin(life.lost());
+        assert_eq!((&mut lost).now_or_never(), None);
+        for _ in 0..20 {
+            clock.pass(SECOND);
+            assert!(life.extend(clock.boottime(), TTL));
+            assert_eq!((&mut lost).now_or_never(), None);
+        }
+        life.end(Loss::GivenUp);
+        assert_eq!((&mut lost).now_or_never(), Some(Loss::GivenUp));
     }
 }
