@@ -4,11 +4,14 @@ mod common;
 
 use std::fs;
 use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use billing_store::sim::{Crash, Fault, Place, SimDisk};
 use billing_store::{Disk, Identity, StoreError};
 use bytes::Bytes;
 use common::*;
+use rand::{RngExt, SeedableRng};
 
 fn sim(device: &Device) -> &SimDisk {
     match device {
@@ -182,6 +185,41 @@ async fn an_acknowledged_append_survives_a_crash_and_nothing_is_left_half_done()
                 disk.log.read(0..100).await.expect("reads"),
                 entries(1..=last)
             );
+        }
+    }
+}
+
+#[tokio::test]
+async fn a_crash_at_any_moment_loses_nothing_acknowledged_and_is_no_damage() {
+    for seed in 0..60 {
+        println!("seed {seed}");
+        let mut random = rand::rngs::SmallRng::seed_from_u64(seed);
+        let device = Device::sim();
+        let journal = Arc::new(Mutex::new(Vec::new()));
+        let lines = Arc::clone(&journal);
+        let write: Write = Arc::new(move |line: &str| {
+            lines
+                .lock()
+                .expect("no panic holds it")
+                .push(line.to_owned())
+        });
+        let mut disk = device.create().expect("creates");
+        for life in 0..5 {
+            let lives_for = Duration::from_millis(random.random_range(0..25));
+            let ended =
+                tokio::time::timeout(lives_for, everything(&disk, Arc::clone(&write), seed)).await;
+            ended.expect_err("it goes on until the crash");
+            let kept = random.random_range(0..=sim(&device).unsynced());
+            sim(&device).crash(Crash {
+                batches_kept: kept,
+                tear_high: random.random_range(0..2) == 0,
+            });
+            write("killed");
+            disk = device.open().expect("a crash is no damage");
+            let promised = Promised::read(&journal.lock().expect("no panic holds it"));
+            promised
+                .check(&disk, &format!("seed {seed} life {life}"))
+                .await;
         }
     }
 }

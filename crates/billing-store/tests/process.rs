@@ -3,7 +3,6 @@
 
 mod common;
 
-use std::collections::{BTreeMap, VecDeque};
 use std::fs::{self, OpenOptions};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
@@ -11,8 +10,7 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
-use billing_store::{Disk, Entry, StoreError};
-use bytes::Bytes;
+use billing_store::{Disk, StoreError};
 use common::*;
 use rand::{RngExt, SeedableRng};
 
@@ -69,15 +67,6 @@ fn main() {
     }
 }
 
-/// Which entry and which writing of it; the shim looks for the first half.
-fn marked(index: u64, salt: u64) -> Entry {
-    let text = format!("entry-{index:08}; salt {salt} ");
-    Entry {
-        index,
-        bytes: text.repeat(1 + (index % 7) as usize).into(),
-    }
-}
-
 // The child.
 
 #[derive(Clone)]
@@ -114,7 +103,10 @@ async fn child(what: &str, folder: &Path, journal: &str) {
     println!("ready");
     match what {
         "append" => append_until_it_fails(&disk, &journal).await,
-        "everything" => everything(&disk, &journal).await,
+        "everything" => {
+            let write = move |line: &str| journal.line(line);
+            everything(&disk, Arc::new(write), 0).await;
+        }
         other => panic!("no such child: {other}"),
     }
 }
@@ -142,76 +134,6 @@ async fn append_until_it_fails(disk: &Disk, journal: &Journal) {
             Err(_) => {
                 refusals += 1;
                 failed.wait_for(Option::is_some).await.expect("told");
-            }
-        }
-    }
-}
-
-/// Appends, votes, cuts, purges. What a line promises was true when it was written.
-async fn everything(disk: &Disk, journal: &Journal) {
-    let state = disk.log.state().expect("state");
-    let mut next = state.last.map_or(1, |last| last + 1);
-    let mut vote = state.vote.map_or(0, |vote| {
-        String::from_utf8_lossy(&vote).parse().expect("a number")
-    });
-    let mut random = rand::rngs::SmallRng::seed_from_u64(next);
-    let salt = next ^ 0x5a5a;
-    loop {
-        match random.random_range(0..100) {
-            0..80 => {
-                let last = next + random.random_range(0..6);
-                let writer = journal.clone();
-                let from = next;
-                let done = Box::new(move |result: Result<(), StoreError>| {
-                    result.expect("nothing fails here");
-                    writer.line(&format!("acked {from} {last} {salt}"));
-                });
-                journal.line(&format!("append {from} {last} {salt}"));
-                disk.log
-                    .append(
-                        (next..=last).map(|index| marked(index, salt)).collect(),
-                        done,
-                    )
-                    .await
-                    .expect("appends");
-                next = last + 1;
-            }
-            80..90 => {
-                vote += 1;
-                disk.log
-                    .save_vote(Bytes::from(vote.to_string()))
-                    .await
-                    .expect("saves");
-                journal.line(&format!("vote {vote}"));
-            }
-            90..96 => {
-                let purged = disk
-                    .log
-                    .state()
-                    .expect("state")
-                    .purged
-                    .map_or(0, |purged| purged.index);
-                let kept = (next - 1)
-                    .saturating_sub(random.random_range(0..5))
-                    .max(purged);
-                if kept >= 1 {
-                    journal.line(&format!("cut {kept}"));
-                    disk.log
-                        .truncate_after(Some(kept))
-                        .await
-                        .expect("truncates");
-                    next = kept + 1;
-                }
-            }
-            _ => {
-                if next > 60 {
-                    let through = next - 50;
-                    journal.line(&format!("purge {through}"));
-                    disk.log
-                        .purge_through(through, Bytes::from(through.to_string()))
-                        .await
-                        .expect("purges");
-                }
             }
         }
     }
@@ -461,51 +383,6 @@ fn a_full_disk_says_so_and_loses_nothing() {
     reopens_with(&scene, last_acknowledged(&lines));
 }
 
-/// What the journal says must be there after a kill.
-#[derive(Default)]
-struct Promised {
-    /// Salt of each entry that was acknowledged and not cut since.
-    entries: BTreeMap<u64, u64>,
-    vote: u64,
-    purged: u64,
-}
-
-impl Promised {
-    fn read(lines: &[String]) -> Promised {
-        let mut promised = Promised::default();
-        // Acknowledgements come in the order of the appends, but a cut may be journalled between the two.
-        let mut waiting: VecDeque<(u64, u64, u64)> = VecDeque::new();
-        for line in lines {
-            let numbers: Vec<u64> = line
-                .split(' ')
-                .skip(1)
-                .filter_map(|word| word.parse().ok())
-                .collect();
-            match (line.split(' ').next(), &numbers[..]) {
-                (Some("append"), [from, last, salt]) => waiting.push_back((*from, *last, *salt)),
-                (Some("acked"), [from, _, salt]) => {
-                    let (begins, last, wrote) = waiting.pop_front().expect("appended before");
-                    assert_eq!((begins, wrote), (*from, *salt), "acknowledged in order");
-                    promised
-                        .entries
-                        .extend((*from..=last).map(|index| (index, *salt)));
-                }
-                (Some("cut"), [kept]) => {
-                    promised.entries.retain(|index, _| index <= kept);
-                    waiting
-                        .iter_mut()
-                        .for_each(|append| append.1 = append.1.min(*kept));
-                }
-                (Some("purge"), [through]) => promised.purged = promised.purged.max(*through),
-                (Some("vote"), [vote]) => promised.vote = promised.vote.max(*vote),
-                (Some("killed"), _) => waiting.clear(),
-                _ => panic!("an unknown line: {line}"),
-            }
-        }
-        promised
-    }
-}
-
 fn nothing_acknowledged_is_lost_to_kill_9() {
     let scene = Scene::plain();
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -522,31 +399,8 @@ fn nothing_acknowledged_is_lost_to_kill_9() {
         end(child);
         rounds += 1;
         scene.note("killed");
-        let promised = Promised::read(&scene.lines());
         let disk = billing_store::open(&scene.folder, NODE, None).expect("opens after kill -9");
-        let state = disk.log.state().expect("state");
-        let found: BTreeMap<u64, Bytes> = runtime
-            .block_on(disk.log.read(0..u64::MAX))
-            .expect("reads")
-            .into_iter()
-            .map(|entry| (entry.index, entry.bytes))
-            .collect();
-        for (index, salt) in promised.entries.range(promised.purged + 1..) {
-            let expected = marked(*index, *salt).bytes;
-            assert_eq!(
-                found.get(index),
-                Some(&expected),
-                "round {rounds}: entry {index} was acknowledged"
-            );
-        }
-        let vote: u64 = state.vote.map_or(0, |vote| {
-            String::from_utf8_lossy(&vote).parse().expect("a number")
-        });
-        assert!(
-            vote >= promised.vote,
-            "round {rounds}: vote {} was acknowledged, {vote} is there",
-            promised.vote
-        );
+        runtime.block_on(Promised::read(&scene.lines()).check(&disk, &format!("round {rounds}")));
     }
     let promised = Promised::read(&scene.lines());
     assert!(

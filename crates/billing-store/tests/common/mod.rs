@@ -3,6 +3,7 @@
 // Each test file uses its own part of this.
 #![allow(dead_code)]
 
+use std::collections::{BTreeMap, VecDeque};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -10,6 +11,7 @@ use billing_env::RealClock;
 use billing_store::sim::SimDisk;
 use billing_store::{Disk, Entry, Identity, LogDisk, StoreError};
 use bytes::Bytes;
+use rand::{RngExt, SeedableRng};
 use tempfile::TempDir;
 use tokio::sync::oneshot;
 
@@ -123,4 +125,159 @@ pub async fn append(log: &dyn LogDisk, entries: Vec<Entry>) -> Result<(), StoreE
         .await?
         .await
         .expect("every append is answered")
+}
+
+/// Which entry and which writing of it; the shim looks for the first half.
+pub fn marked(index: u64, salt: u64) -> Entry {
+    let text = format!("entry-{index:08}; salt {salt} ");
+    Entry {
+        index,
+        bytes: text.repeat(1 + (index % 7) as usize).into(),
+    }
+}
+
+/// Takes one line of a journal.
+pub type Write = Arc<dyn Fn(&str) + Send + Sync>;
+
+/// Appends, votes, cuts, purges. What a line promises was true when it was written.
+pub async fn everything(disk: &Disk, journal: Write, seed: u64) {
+    let state = disk.log.state().expect("state");
+    let mut next = state.last.map_or(1, |last| last + 1);
+    let mut vote = state.vote.map_or(0, |vote| {
+        String::from_utf8_lossy(&vote).parse().expect("a number")
+    });
+    let mut random = rand::rngs::SmallRng::seed_from_u64(next ^ (seed << 32));
+    let salt = next ^ 0x5a5a;
+    loop {
+        match random.random_range(0..100) {
+            0..80 => {
+                let last = next + random.random_range(0..6);
+                let writer = Arc::clone(&journal);
+                let from = next;
+                let done = Box::new(move |result: Result<(), StoreError>| {
+                    // An error promises nothing: the simulated disk cuts off a process that has crashed.
+                    if result.is_ok() {
+                        writer(&format!("acked {from} {last} {salt}"));
+                    }
+                });
+                journal(&format!("append {from} {last} {salt}"));
+                disk.log
+                    .append(
+                        (next..=last).map(|index| marked(index, salt)).collect(),
+                        done,
+                    )
+                    .await
+                    .expect("appends");
+                next = last + 1;
+            }
+            80..90 => {
+                vote += 1;
+                disk.log
+                    .save_vote(Bytes::from(vote.to_string()))
+                    .await
+                    .expect("saves");
+                journal(&format!("vote {vote}"));
+            }
+            90..96 => {
+                let purged = disk
+                    .log
+                    .state()
+                    .expect("state")
+                    .purged
+                    .map_or(0, |purged| purged.index);
+                let kept = (next - 1)
+                    .saturating_sub(random.random_range(0..5))
+                    .max(purged);
+                if kept >= 1 {
+                    journal(&format!("cut {kept}"));
+                    disk.log
+                        .truncate_after(Some(kept))
+                        .await
+                        .expect("truncates");
+                    next = kept + 1;
+                }
+            }
+            _ => {
+                if next > 60 {
+                    let through = next - 50;
+                    journal(&format!("purge {through}"));
+                    disk.log
+                        .purge_through(through, Bytes::from(through.to_string()))
+                        .await
+                        .expect("purges");
+                }
+            }
+        }
+    }
+}
+
+/// What the journal says must be there after a kill.
+#[derive(Default)]
+pub struct Promised {
+    /// Salt of each entry that was acknowledged and not cut since.
+    pub entries: BTreeMap<u64, u64>,
+    pub vote: u64,
+    purged: u64,
+}
+
+impl Promised {
+    pub fn read(lines: &[String]) -> Promised {
+        let mut promised = Promised::default();
+        // Acknowledgements come in the order of the appends, but a cut may be journalled between the two.
+        let mut waiting: VecDeque<(u64, u64, u64)> = VecDeque::new();
+        for line in lines {
+            let numbers: Vec<u64> = line
+                .split(' ')
+                .skip(1)
+                .filter_map(|word| word.parse().ok())
+                .collect();
+            match (line.split(' ').next(), &numbers[..]) {
+                (Some("append"), [from, last, salt]) => waiting.push_back((*from, *last, *salt)),
+                (Some("acked"), [from, _, salt]) => {
+                    let (begins, last, wrote) = waiting.pop_front().expect("appended before");
+                    assert_eq!((begins, wrote), (*from, *salt), "acknowledged in order");
+                    promised
+                        .entries
+                        .extend((*from..=last).map(|index| (index, *salt)));
+                }
+                (Some("cut"), [kept]) => {
+                    promised.entries.retain(|index, _| index <= kept);
+                    waiting
+                        .iter_mut()
+                        .for_each(|append| append.1 = append.1.min(*kept));
+                }
+                (Some("purge"), [through]) => promised.purged = promised.purged.max(*through),
+                (Some("vote"), [vote]) => promised.vote = promised.vote.max(*vote),
+                (Some("killed"), _) => waiting.clear(),
+                _ => panic!("an unknown line: {line}"),
+            }
+        }
+        promised
+    }
+
+    /// Everything promised is there, as it was promised.
+    pub async fn check(&self, disk: &Disk, when: &str) {
+        let state = disk.log.state().expect("state");
+        let read = disk.log.read(0..u64::MAX).await.expect("reads");
+        let found: BTreeMap<u64, Bytes> = read
+            .into_iter()
+            .map(|entry| (entry.index, entry.bytes))
+            .collect();
+        for (index, salt) in self.entries.range(self.purged + 1..) {
+            let expected = marked(*index, *salt).bytes;
+            assert_eq!(
+                found.get(index),
+                Some(&expected),
+                "{when}: entry {index} was acknowledged"
+            );
+        }
+        let vote = state.vote.map_or(0, |vote| {
+            String::from_utf8_lossy(&vote).parse().expect("a number")
+        });
+        assert!(
+            vote >= self.vote,
+            "{when}: vote {} was acknowledged, {vote} is there",
+            self.vote
+        );
+    }
 }
