@@ -1,0 +1,114 @@
+//! The order in a batch, and time (§4).
+
+use crate::check::check;
+
+#[test]
+fn a_stalled_leader_does_not_kill_sessions_whose_keep_alives_sat_in_its_queue() {
+    check("
+         0s  ana opens a session for 10s      => session for 10000 ms
+         0s  ana acquires inv-7 as 1          => token 1
+        15s  ben acquires inv-7 for 10s       => refused: invoice inv-7 is held by ana for another 10000 ms
+             & ana keeps alive                => session for 10000 ms
+        24s  ana keeps alive                  => session for 10000 ms
+    ");
+}
+
+#[test]
+fn a_keep_alive_in_a_later_batch_comes_too_late() {
+    check("
+         0s  ana opens a session for 10s      => session for 10000 ms
+        10s  tick                             => done
+        10s  ana keeps alive                  => refused: session 01010101010101010101010101010101 has ended and is never revived
+    ");
+}
+
+#[test]
+fn open_keep_and_close_of_one_session_keep_their_order() {
+    check("
+         0s  ana opens a session for 10s      => session for 10000 ms
+             & ana keeps alive                => session for 10000 ms
+         1s  ana keeps alive                  => session for 10000 ms
+             & ana closes                     => closed
+         2s  ben opens a session for 10s      => session for 10000 ms
+         3s  ben closes                       => closed
+             & ben keeps alive                => refused: session 02020202020202020202020202020202 has ended and is never revived
+         4s  cas keeps alive                  => refused: session 03030303030303030303030303030303 is not known
+             & cas opens a session for 10s    => session for 10000 ms
+    ");
+}
+
+#[test]
+fn every_due_session_ends_before_any_waiter_is_granted() {
+    check("
+         0s  ana opens a session for 10s      => session for 10000 ms
+         0s  ben opens a session for 10s      => session for 10000 ms
+         0s  ana acquires inv-7 as 1          => token 1
+         0s  ben acquires inv-7 as 1 waiting 60s => queued
+         0s  cas acquires inv-7 for 60s waiting 60s => queued
+        12s  tick                             => done
+             ben is told refused: session 02020202020202020202020202020202 has ended and is never revived
+             cas is told token 2
+    ");
+}
+
+#[test]
+fn expiry_comes_before_the_commands_of_its_batch() {
+    check(
+        "
+         0s  ana acquires inv-7 for 10s       => token 1
+        10s  ben acquires inv-7 for 10s       => token 2
+             & ana releases inv-7 with token 1 => was not current
+    ",
+    );
+}
+
+#[test]
+fn time_never_goes_back_and_is_never_counted_twice() {
+    check(
+        "
+         0s  ana acquires inv-7 for 60s       => token 1
+        10s  tick                             => done
+        10s  time is                          => 10000 ms
+        20s  a new leader counts from 10s
+        25s  tick                             => done
+        25s  time is                          => 15000 ms
+        26s  a new leader counts from 3s
+        27s  tick                             => done
+        27s  time is                          => 15000 ms
+        58s  tick                             => done
+        58s  time is                          => 35000 ms
+    ",
+    );
+}
+
+#[test]
+fn a_wall_clock_that_jumps_a_year_ends_no_lease() {
+    check("
+         0s  ana acquires inv-7 for 10s       => token 1
+         1s  wall is 365d ahead
+         2s  ben acquires inv-7 for 10s       => refused: invoice inv-7 is held by ana for another 8000 ms
+         3s  wall is 365d behind
+         4s  ben acquires inv-7 for 10s       => refused: invoice inv-7 is held by ana for another 6000 ms
+        10s  ben acquires inv-7 for 10s       => token 2
+    ");
+}
+
+#[test]
+fn the_leader_ticks_while_something_pends_and_not_otherwise() {
+    check(
+        "
+         0s  ticks                            => none
+         0s  ana acquires inv-7 for 1s        => token 1
+         0s  ticks                            => every 100 ms
+         0s  ana renews inv-7 with token 1 for 30s => renewed for 30000 ms
+         0s  ticks                            => every 3000 ms
+         1s  op submits inv-8                 => submitted
+         1s  ana releases inv-7 with token 1  => released
+         1s  ticks                            => none
+         2s  ana acquires inv-8 for 30s       => token 2
+         2s  ana begins inv-8 with token 2    => L.1.inv-8 within 3600000 ms
+         3s  ana releases inv-8 with token 2  => released
+         3s  ticks                            => every 1000 ms
+    ",
+    );
+}
