@@ -22,7 +22,7 @@ use crate::telemetry;
 /// Runs the node of `config` until a signal ends it. Returns `Ok` when it ended in order; ends the process itself when the
 /// node can no longer be believed.
 pub fn run(config: Config) -> Result<(), Fatal> {
-    telemetry::start(&config.log, config.log_format).map_err(Fatal::Bug)?;
+    telemetry::start(config.node_id, &config.log, config.log_format).map_err(Fatal::Bug)?;
     end_on_panic();
     let mut builder = if config.worker_threads == 1 {
         tokio::runtime::Builder::new_current_thread()
@@ -78,7 +78,6 @@ async fn live(config: Config, env: Env) -> Result<(), Fatal> {
         .await
         .map_err(|error| Fatal::Bug(error.to_string()))?;
     tracing::info!(
-        node = config.node_id,
         %ledger,
         listen = own.as_ref().map(|own| own.client.as_str()),
         raft_listen = own.as_ref().map(|own| own.raft.as_str()),

@@ -129,7 +129,14 @@ impl Serving {
 /// Says SERVING while a linearizable read works here: a leader is known, a majority follows it, and this node has caught up.
 async fn look(env: Env, node: Node, health: Health) {
     let mut serving = false;
+    let mut told = None;
     loop {
+        let status = node.status();
+        let leader = status.leader.map(|leader| leader.node);
+        if told != Some((status.role, leader)) {
+            told = Some((status.role, leader));
+            tracing::info!(role = ?status.role, term = status.term, leader, "role");
+        }
         let able = node
             .read(Consistency::Linearizable, |ledger| {
                 ledger.ledger_id().is_some()

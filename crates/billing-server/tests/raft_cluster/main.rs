@@ -1,0 +1,7 @@
+//! Three nodes of the consensus half of `billingd`, on loopback, with real disks in temporary folders.
+
+mod basics;
+mod folders;
+mod harness;
+mod snapshots;
+mod time;
