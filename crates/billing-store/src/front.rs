@@ -39,6 +39,8 @@ struct View {
     first: Option<u64>,
     /// Counts truncations and purges, so that a reader of the medium notices one.
     generation: u64,
+    /// Truncations submitted so far.
+    cuts: u64,
     closed: bool,
 }
 
@@ -58,6 +60,7 @@ impl Shared {
             durable: last,
             first: loaded.packs.front().map(|pack| pack.first),
             generation: 0,
+            cuts: 0,
             closed: false,
         };
         Self {
@@ -99,11 +102,14 @@ impl Shared {
         self.failure.borrow().clone()
     }
 
-    pub(crate) fn note_durable(&self, last: Option<u64>) {
+    /// Entries up to `last` are on the medium, after `cuts` truncations.
+    pub(crate) fn note_durable(&self, last: Option<u64>, cuts: u64) {
         let mut view = self.view();
-        // Operations behind this one may have cut the log already.
-        view.durable = last.min(view.state.last);
-        view.evict();
+        // A cut still queued: entries of the same indexes may have been appended behind it, and those are in memory only.
+        if cuts == view.cuts {
+            view.durable = last;
+            view.evict();
+        }
     }
 }
 
@@ -163,6 +169,7 @@ impl View {
                 self.purged()
             )));
         }
+        self.cuts += 1;
         if last_kept >= self.state.last {
             return Ok(());
         }

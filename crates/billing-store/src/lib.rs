@@ -45,7 +45,8 @@ pub struct Identity {
 
 pub const CLUSTER_BYTES_MAX: usize = 256;
 
-/// A node's disk, opened. Clones share it.
+/// A node's disk, opened. Clones share it. Its futures need a tokio runtime, of either kind. The folder is free again once the
+/// last clone (and every snapshot reader and writer) is gone; dropping the log waits for what was queued.
 #[derive(Clone)]
 pub struct Disk {
     pub log: Arc<dyn LogDisk>,

@@ -55,6 +55,8 @@ pub(crate) struct Writer<M> {
     must_sync: bool,
     must_sync_high: bool,
     waiters: Vec<Waiter>,
+    /// Truncations executed so far.
+    cuts: u64,
     high: High,
     /// The slot that is durable for certain; the other one is written to.
     high_synced_slot: usize,
@@ -79,6 +81,7 @@ impl<M: Medium> Writer<M> {
             must_sync: false,
             must_sync_high: false,
             waiters: Vec::new(),
+            cuts: 0,
             high: loaded.high,
             high_synced_slot: loaded.high_slot,
             high_synced_at: now,
@@ -210,6 +213,7 @@ impl<M: Medium> Writer<M> {
     async fn truncate_after(&mut self, last_kept: Option<u64>) -> Result<(), StoreError> {
         // What came before must be on the medium first: the chain at the cut is read back from there.
         self.commit_log().await?;
+        self.cuts += 1;
         if self.end.map(|(index, _)| index) <= last_kept {
             return Ok(());
         }
@@ -348,7 +352,8 @@ impl<M: Medium> Writer<M> {
         if std::mem::take(&mut self.must_sync) {
             self.medium.sync().await?;
             self.stage_high()?;
-            self.shared.note_durable(self.end.map(|(index, _)| index));
+            self.shared
+                .note_durable(self.end.map(|(index, _)| index), self.cuts);
         }
         let overdue = self.high_due_in().is_some_and(|wait| wait.is_zero());
         if std::mem::take(&mut self.must_sync_high) || overdue {
