@@ -5,13 +5,13 @@ use std::time::Duration;
 
 use billing_client::{Client, LeaseGuard};
 use billing_core::{
-    Bill, FencingToken, IdempotencyKey, InvoiceId, InvoiceStatus, ObjectId, OutOfBounds, Outcome,
-    SubmitInvoice, Terms, WallTime,
+    AccountId, Bill, FencingToken, IdempotencyKey, InvoiceId, InvoiceStatus, ObjectId, OutOfBounds,
+    Outcome, ProviderId, SubmitInvoice, Terms, WallTime,
 };
 use billing_proto::{Failure, convert, v1};
 use tonic::Status;
 
-use crate::port::{Attempt, Begun, Hold, LedgerPort};
+use crate::port::{Account, Attempt, Begun, Hold, LedgerPort};
 
 impl LedgerPort for Client {
     async fn begin(
@@ -80,8 +80,17 @@ impl TryFrom<&v1::ChargeAttempt> for Attempt {
                 Some(ObjectId::new(object)?)
             },
             taken_over: attempt.taken_over,
+            account: attempt.terms.as_ref().map(account).transpose()?,
         })
     }
+}
+
+fn account(terms: &v1::ChargeTerms) -> Result<Account, OutOfBounds> {
+    Ok(Account {
+        provider: ProviderId::new(&terms.provider)?,
+        account: AccountId::new(&terms.account)?,
+        live: terms.live,
+    })
 }
 
 /// The bill of an invoice as the wire carries it.

@@ -13,8 +13,8 @@ use billing_env::{BootTime, Env};
 use billing_proto::Failure;
 
 use crate::http::Connections;
-use crate::payers::Payers;
-use crate::port::{Attempt, Begun, Hold, LedgerPort};
+use crate::payers::{Payer, Payers};
+use crate::port::{Account, Attempt, Begun, Hold, LedgerPort};
 use crate::profile::Profile;
 use crate::secret::SecretKey;
 use crate::stripe::{self, Answer, ChargeParams, Intent, IntentState, Stripe};
@@ -181,24 +181,48 @@ impl Gate {
         if !hold.stands() {
             return Outcome::LeaseLost;
         }
-        let params = match self.params(bill) {
-            Ok(params) => params,
-            Err(why) => return self.refuse_unsent(ledger, hold, bill, known, &why).await,
+        let params = match (self.params(bill), known) {
+            (Ok(params), _) => params,
+            (Err(why), None) => return self.refuse_unsent(ledger, hold, bill, &why).await,
+            // Somebody could, once: their attempt is not ours to end, but its object can be looked up.
+            (Err(why), Some(attempt)) => {
+                return self.look_up_only(ledger, hold, bill, attempt, &why).await;
+            }
         };
         if let Some(attempt) = known
             && attempt.closing
         {
             return self
-                .look_up_only(ledger, hold, bill, &params, attempt)
+                .look_up_only(
+                    ledger,
+                    hold,
+                    bill,
+                    attempt,
+                    "a no was heard that proves nothing",
+                )
                 .await;
         }
         let terms = Terms {
             fingerprint: params.fingerprint(),
             ..self.terms.clone()
         };
-        let begun = match self.begin(ledger, hold, bill, &terms).await {
-            Ok(begun) => begun,
-            Err(outcome) => return outcome,
+        let begun = match (self.begin(ledger, hold, bill, &terms).await, known) {
+            (Ok(begun), _) => begun,
+            // Begun with other parameters (the customer's payment method has changed since): never sent with ours.
+            (Err(Outcome::Refused(Rejection::WrongTerms { field, .. })), Some(attempt))
+                if field == "fingerprint" =>
+            {
+                return self
+                    .look_up_only(
+                        ledger,
+                        hold,
+                        bill,
+                        attempt,
+                        "it was begun with other parameters",
+                    )
+                    .await;
+            }
+            (Err(outcome), _) => return outcome,
         };
         self.env.pauses.reach("after_begin").await;
         tracing::debug!(invoice = %bill.invoice, key = %begun.attempt.key, taken_over = begun.attempt.taken_over, "begun");
@@ -514,29 +538,37 @@ impl Gate {
         }
     }
 
-    /// A closing attempt is never sent again: its object says what became of it.
+    /// For an attempt under which we may send nothing: its object says what became of it.
     async fn look_up_only<L: LedgerPort, H: Hold>(
         &self,
         ledger: &L,
         hold: &H,
         bill: &Bill,
-        params: &ChargeParams,
         attempt: &Attempt,
+        why: &str,
     ) -> Outcome {
-        let known = match &attempt.object {
-            Some(object) => self.look_up(object, params).await,
-            None => Known::Unclear("closing, and no object is recorded to look up".to_owned()),
-        };
-        let send_until = BootTime::default();
-        let job = Job {
-            ledger,
-            hold,
-            bill,
-            params,
-            attempt,
-            send_until,
-        };
-        self.settle(&job, known).await
+        if attempt.account.as_ref() != Some(&Account::from(&self.terms)) {
+            // Another account's objects cannot be seen with our key: not seeing them proves nothing.
+            return Outcome::InDoubt {
+                why: format!("{why}, under another account"),
+                told: false,
+            };
+        }
+        match self.sums_only(bill) {
+            Ok(params) => {
+                let known = self.look_up_recorded(attempt, &params).await;
+                let job = Job {
+                    ledger,
+                    hold,
+                    bill,
+                    params: &params,
+                    attempt,
+                    send_until: BootTime::default(),
+                };
+                self.settle(&job, known).await
+            }
+            Err(why) => Outcome::InDoubt { why, told: false },
+        }
     }
 
     /// What cannot be charged at all (no payer, a sum that the provider cannot say) fails without a send.
@@ -545,63 +577,62 @@ impl Gate {
         ledger: &L,
         hold: &H,
         bill: &Bill,
-        known: Option<&Attempt>,
         why: &str,
     ) -> Outcome {
         tracing::warn!(invoice = %bill.invoice, why, "cannot be charged");
-        if known.is_some() {
-            // Somebody could, once: their attempt is not ours to end.
-            return Outcome::InDoubt {
-                why: why.to_owned(),
-                told: false,
-            };
-        }
-        // The bodies that would have been sent do not exist; what stands for them is why.
-        let mut hasher = blake3::Hasher::new();
-        hasher.update(why.as_bytes());
-        let fingerprint = billing_core::Fingerprint::new(hasher.finalize().as_bytes());
-        let Ok(fingerprint) = fingerprint else {
-            return Outcome::InDoubt {
-                why: why.to_owned(),
-                told: false,
-            };
-        };
-        let terms = Terms {
-            fingerprint,
-            ..self.terms.clone()
-        };
-        let begun = match self.begin(ledger, hold, bill, &terms).await {
+        let begun = match self.begin(ledger, hold, bill, &self.terms).await {
             Ok(begun) => begun,
             Err(outcome) => return outcome,
         };
-        let params = ChargeParams {
+        let attempt = &begun.attempt;
+        let sums = self.sums_only(bill);
+        let known = match (&attempt.object, &sums) {
+            (None, _) => Known::Nothing,
+            (Some(_), Ok(params)) => self.look_up_recorded(attempt, params).await,
+            (Some(_), Err(_)) => Known::Unclear(why.to_owned()),
+        };
+        let known = match (known, DeclineCode::new("not_chargeable")) {
+            // This token opened the attempt and it sends nothing: no send of this key can succeed.
+            (Known::Nothing, Ok(code)) if !attempt.taken_over => Known::Declined {
+                code,
+                retryable: false,
+                finality: Finality::SoleSend,
+            },
+            (Known::Nothing, _) => Known::Unclear(why.to_owned()),
+            (known, _) => known,
+        };
+        let nothing = ChargeParams {
             create: String::new(),
             confirm: String::new(),
             amount: 0,
             currency: String::new(),
         };
+        let params = sums.as_ref().unwrap_or(&nothing);
         let job = Job {
             ledger,
             hold,
             bill,
-            params: &params,
-            attempt: &begun.attempt,
+            params,
+            attempt,
             send_until: BootTime::default(),
         };
-        if begun.attempt.taken_over {
-            return self.settle(&job, Known::Unclear(why.to_owned())).await;
-        }
-        match DeclineCode::new("not_chargeable") {
-            // This token opened the attempt and it sends nothing: no send of this key can succeed.
-            Ok(code) => {
-                let known = Known::Declined {
-                    code,
-                    retryable: false,
-                    finality: Finality::SoleSend,
-                };
-                self.settle(&job, known).await
-            }
-            Err(_) => self.settle(&job, Known::Unclear(why.to_owned())).await,
+        self.settle(&job, known).await
+    }
+
+    /// A look-up compares sums; who pays, and how, was said when it was sent.
+    fn sums_only(&self, bill: &Bill) -> Result<ChargeParams, String> {
+        let nobody = Payer {
+            provider_customer: None,
+            payment_method: String::new(),
+        };
+        stripe::params_of(bill, &nobody, &self.config.profile)
+    }
+
+    async fn look_up_recorded(&self, attempt: &Attempt, params: &ChargeParams) -> Known {
+        match &attempt.object {
+            Some(object) => self.look_up(object, params).await,
+            // Only recorded objects are ever confirmed.
+            None => Known::Nothing,
         }
     }
 
@@ -748,7 +779,7 @@ fn terms(config: &GateConfig) -> Result<Terms, OutOfBounds> {
         provider: ProviderId::new(&config.provider)?,
         account: AccountId::new(&config.account)?,
         live: config.key.is_live(),
-        fingerprint: billing_core::Fingerprint::new(&[0])?, // Replaced per charge.
+        fingerprint: billing_core::Fingerprint::new(b"nothing is sent")?, // Replaced for each charge that is.
         valid_for: ValidForMs::new(ms(config.profile.valid_for))?,
         in_flight_max: InFlightMs::new(ms(config.profile.in_flight_max))?,
         can_look_up: config.profile.look_up,

@@ -15,6 +15,6 @@ pub use client::bill_of;
 pub use gate::{Gate, GateConfig, GateError, Outcome};
 pub use http::{ANSWER_BYTES_MAX, CONNECTIONS_MAX};
 pub use payers::{Payer, Payers, PayersError};
-pub use port::{Attempt, Begun, Hold, LedgerPort};
+pub use port::{Account, Attempt, Begun, Hold, LedgerPort};
 pub use profile::{Profile, ProfileError, SHIPPED};
 pub use secret::{SecretError, SecretKey};

@@ -2,8 +2,8 @@
 //! `billing-client` is the real one; tests put a ledger of their own behind it.
 
 use billing_core::{
-    AttemptState, ChargeAttempt, FencingToken, IdempotencyKey, InvoiceId, InvoiceStatus, ObjectId,
-    Outcome, Terms,
+    AccountId, AttemptState, ChargeAttempt, FencingToken, IdempotencyKey, InvoiceId, InvoiceStatus,
+    ObjectId, Outcome, ProviderId, Terms,
 };
 use billing_env::BootTime;
 use billing_proto::Failure;
@@ -17,6 +17,26 @@ pub struct Attempt {
     pub object: Option<ObjectId>,
     /// Somebody else may have sent under this key.
     pub taken_over: bool,
+    /// Where it is made. None: known only from a report that named its key.
+    pub account: Option<Account>,
+}
+
+/// One account at one provider, in live or in test mode.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Account {
+    pub provider: ProviderId,
+    pub account: AccountId,
+    pub live: bool,
+}
+
+impl From<&Terms> for Account {
+    fn from(terms: &Terms) -> Account {
+        Account {
+            provider: terms.provider.clone(),
+            account: terms.account.clone(),
+            live: terms.live,
+        }
+    }
 }
 
 impl From<&ChargeAttempt> for Attempt {
@@ -26,6 +46,7 @@ impl From<&ChargeAttempt> for Attempt {
             closing: attempt.state == AttemptState::Closing,
             object: attempt.provider_object.clone(),
             taken_over: attempt.taken_over,
+            account: attempt.terms.as_deref().map(Account::from),
         }
     }
 }
