@@ -1,0 +1,496 @@
+//! The services of a fake node, as far as the tests call them.
+
+use std::pin::Pin;
+
+use billing_core::{
+    AttachProviderObject, BeginCharge, CHAIN_START, ClaimInvoices, CloseSession, Command,
+    InvoiceId, KeepAlive, ReleaseLease, RenewLease, Reply, SettleCharge, SubmitInvoice,
+};
+use billing_env::{RandomSource, RealRandom};
+use billing_proto::{
+    Failure, convert, request,
+    status::{item_error, refused},
+    v1::{
+        self, charge_service_server::ChargeService, cluster_service_server::ClusterService,
+        invoice_service_server::InvoiceService, lease_service_server::LeaseService,
+    },
+};
+use futures::{Stream, StreamExt};
+use tonic::{Request, Response, Status, Streaming};
+
+use super::{Fault, Node};
+
+type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
+
+fn bad(out: billing_core::OutOfBounds) -> Status {
+    refused(&out.into())
+}
+
+fn odd<T>(reply: Reply) -> Result<T, Status> {
+    Err(Status::internal(format!(
+        "the ledger answered something else: {reply:?}"
+    )))
+}
+
+fn not_here<T>() -> Result<T, Status> {
+    Err(Status::unimplemented("no test calls this"))
+}
+
+impl Node {
+    async fn run(&self, method: &'static str, command: Command) -> Result<Reply, Status> {
+        self.cluster.serve(self.number, method, command).await
+    }
+}
+
+#[tonic::async_trait]
+impl LeaseService for Node {
+    async fn open_session(
+        &self,
+        request: Request<v1::OpenSessionRequest>,
+    ) -> Result<Response<v1::OpenSessionResponse>, Status> {
+        let open = request::open_session(request.get_ref(), RealRandom.id()).map_err(bad)?;
+        self.hinted(
+            match self.run("OpenSession", Command::OpenSession(open)).await {
+                Ok(Reply::Session(view)) => Ok(v1::OpenSessionResponse {
+                    session: Some(view.into()),
+                }),
+                Ok(other) => odd(other),
+                Err(status) => Err(status),
+            },
+        )
+    }
+
+    type KeepAliveStream = Answers<v1::KeepAliveResponse>;
+
+    async fn keep_alive(
+        &self,
+        request: Request<Streaming<v1::KeepAliveRequest>>,
+    ) -> Result<Response<Self::KeepAliveStream>, Status> {
+        let node = self.clone();
+        let answers = request.into_inner().then(move |beat| {
+            let node = node.clone();
+            async move {
+                let beat = beat?;
+                let keep = KeepAlive::try_from(&beat).map_err(bad)?;
+                let result = match node.run("KeepAlive", Command::KeepAlive(keep)).await {
+                    Ok(Reply::Session(view)) => {
+                        v1::keep_alive_response::Result::Session(view.into())
+                    }
+                    Ok(other) => return odd(other),
+                    Err(status) => {
+                        v1::keep_alive_response::Result::Error(item_error(&Failure::from(status)))
+                    }
+                };
+                Ok(v1::KeepAliveResponse {
+                    tag: beat.tag,
+                    result: Some(result),
+                })
+            }
+        });
+        self.hinted(Ok(Box::pin(answers) as Self::KeepAliveStream))
+    }
+
+    async fn close_session(
+        &self,
+        request: Request<v1::CloseSessionRequest>,
+    ) -> Result<Response<v1::CloseSessionResponse>, Status> {
+        let close = CloseSession::try_from(request.get_ref()).map_err(bad)?;
+        self.hinted(
+            match self.run("CloseSession", Command::CloseSession(close)).await {
+                Ok(Reply::SessionClosed { was_open }) => Ok(v1::CloseSessionResponse { was_open }),
+                Ok(other) => odd(other),
+                Err(status) => Err(status),
+            },
+        )
+    }
+
+    async fn acquire_lease(
+        &self,
+        request: Request<v1::AcquireLeaseRequest>,
+    ) -> Result<Response<v1::AcquireLeaseResponse>, Status> {
+        let acquire = request::acquire_lease(request.get_ref(), RealRandom.id()).map_err(bad)?;
+        self.hinted(
+            match self
+                .run("AcquireLease", Command::AcquireLease(acquire))
+                .await
+            {
+                Ok(Reply::Leased(leased)) => Ok(leased.into()),
+                Ok(other) => odd(other),
+                Err(status) => Err(status),
+            },
+        )
+    }
+
+    async fn release_lease(
+        &self,
+        request: Request<v1::ReleaseLeaseRequest>,
+    ) -> Result<Response<v1::ReleaseLeaseResponse>, Status> {
+        let release = ReleaseLease::try_from(request.get_ref()).map_err(bad)?;
+        self.hinted(
+            match self
+                .run("ReleaseLease", Command::ReleaseLease(release))
+                .await
+            {
+                Ok(Reply::Released { was_current }) => Ok(v1::ReleaseLeaseResponse { was_current }),
+                Ok(other) => odd(other),
+                Err(status) => Err(status),
+            },
+        )
+    }
+
+    async fn renew_lease(
+        &self,
+        request: Request<v1::RenewLeaseRequest>,
+    ) -> Result<Response<v1::RenewLeaseResponse>, Status> {
+        let renew = RenewLease::try_from(request.get_ref()).map_err(bad)?;
+        self.hinted(
+            match self.run("RenewLease", Command::RenewLease(renew)).await {
+                Ok(Reply::Renewed(lease)) => Ok(v1::RenewLeaseResponse {
+                    lease: Some(lease.into()),
+                }),
+                Ok(other) => odd(other),
+                Err(status) => Err(status),
+            },
+        )
+    }
+
+    async fn acquire_leases(
+        &self,
+        _: Request<v1::AcquireLeasesRequest>,
+    ) -> Result<Response<v1::AcquireLeasesResponse>, Status> {
+        not_here()
+    }
+
+    async fn release_leases(
+        &self,
+        request: Request<v1::ReleaseLeasesRequest>,
+    ) -> Result<Response<v1::ReleaseLeasesResponse>, Status> {
+        use v1::release_leases_response::{Item, item};
+        let mut items = Vec::new();
+        for wanted in request.into_inner().items {
+            let release = ReleaseLease::try_from(&wanted).map_err(bad)?;
+            items.push(Item {
+                result: Some(
+                    match self
+                        .run("ReleaseLeases", Command::ReleaseLease(release))
+                        .await
+                    {
+                        Ok(Reply::Released { was_current }) => {
+                            item::Result::Released(v1::ReleaseLeaseResponse { was_current })
+                        }
+                        Ok(other) => return odd(other),
+                        Err(status) => item::Result::Error(item_error(&Failure::from(status))),
+                    },
+                ),
+            });
+        }
+        self.hinted(Ok(v1::ReleaseLeasesResponse { items }))
+    }
+
+    async fn renew_leases(
+        &self,
+        _: Request<v1::RenewLeasesRequest>,
+    ) -> Result<Response<v1::RenewLeasesResponse>, Status> {
+        not_here()
+    }
+
+    async fn get_lease(
+        &self,
+        request: Request<v1::GetLeaseRequest>,
+    ) -> Result<Response<v1::GetLeaseResponse>, Status> {
+        self.run("GetLease", Command::Tick).await?;
+        let invoice = InvoiceId::new(&request.get_ref().invoice_id).map_err(bad)?;
+        let lease = self
+            .cluster
+            .read(|ledger| ledger.lease(&invoice))
+            .map(v1::Lease::from);
+        self.hinted(Ok(v1::GetLeaseResponse {
+            lease,
+            applied_index: 1,
+        }))
+    }
+
+    async fn list_leases(
+        &self,
+        request: Request<v1::ListLeasesRequest>,
+    ) -> Result<Response<v1::ListLeasesResponse>, Status> {
+        self.run("ListLeases", Command::Tick).await?;
+        let v1::ListLeasesRequest {
+            page_size,
+            page_token,
+            ..
+        } = request.into_inner();
+        let rows = request::page_size(page_size).map_err(bad)?;
+        let after = if page_token.is_empty() {
+            None
+        } else {
+            Some(InvoiceId::new(&page_token).map_err(bad)?)
+        };
+        let leases = self
+            .cluster
+            .read(|ledger| ledger.leases(after.as_ref(), rows));
+        let next = leases
+            .last()
+            .filter(|_| leases.len() == rows)
+            .map(|lease| lease.invoice.to_string());
+        let leases = leases.into_iter().map(v1::Lease::from).collect();
+        let next_page_token = next.unwrap_or_default();
+        self.hinted(Ok(v1::ListLeasesResponse {
+            leases,
+            next_page_token,
+            applied_index: 1,
+        }))
+    }
+}
+
+#[tonic::async_trait]
+impl InvoiceService for Node {
+    async fn submit_invoices(
+        &self,
+        request: Request<Streaming<v1::SubmitInvoicesRequest>>,
+    ) -> Result<Response<v1::SubmitInvoicesResponse>, Status> {
+        let mut stream = request.into_inner();
+        let mut answer = v1::SubmitInvoicesResponse::default();
+        let mut position = 0;
+        while let Some(submit) = stream.message().await? {
+            let invoice_id = submit
+                .invoice
+                .as_ref()
+                .map(|invoice| invoice.invoice_id.clone())
+                .unwrap_or_default();
+            let refusal = match SubmitInvoice::try_from(submit) {
+                Err(out) => Some(out.into()),
+                Ok(submit) => match self.cluster.apply(Command::SubmitInvoice(submit)) {
+                    Ok(Reply::Submitted { unchanged: false }) => {
+                        answer.submitted += 1;
+                        None
+                    }
+                    Ok(Reply::Submitted { unchanged: true }) => {
+                        answer.unchanged += 1;
+                        None
+                    }
+                    Ok(other) => return odd(other),
+                    Err(rejection) => Some(rejection),
+                },
+            };
+            if let Some(rejection) = refusal {
+                answer
+                    .refused
+                    .push(v1::submit_invoices_response::RefusedInvoice {
+                        invoice_id,
+                        reason: rejection.to_string(),
+                        rejection: Some((&rejection).into()),
+                        position,
+                    });
+            }
+            position += 1;
+        }
+        // The stream as a whole: what goes wrong with it goes wrong with its answer.
+        self.run("SubmitInvoices", Command::Tick).await?;
+        self.hinted(Ok(answer))
+    }
+
+    async fn claim_invoices(
+        &self,
+        request: Request<v1::ClaimInvoicesRequest>,
+    ) -> Result<Response<v1::ClaimInvoicesResponse>, Status> {
+        let claim = ClaimInvoices::try_from(request.get_ref()).map_err(bad)?;
+        self.hinted(
+            match self
+                .run("ClaimInvoices", Command::ClaimInvoices(claim))
+                .await
+            {
+                Ok(Reply::Claimed(claimed)) => Ok(claimed.into()),
+                Ok(other) => odd(other),
+                Err(status) => Err(status),
+            },
+        )
+    }
+
+    async fn get_invoice(
+        &self,
+        request: Request<v1::GetInvoiceRequest>,
+    ) -> Result<Response<v1::GetInvoiceResponse>, Status> {
+        self.run("GetInvoice", Command::Tick).await?;
+        let invoice = InvoiceId::new(&request.get_ref().invoice_id).map_err(bad)?;
+        let view = self.cluster.read(|ledger| ledger.invoice_view(&invoice));
+        let view = view.ok_or_else(|| refused(&billing_core::Rejection::NotFound { invoice }))?;
+        self.hinted(Ok(convert::invoice_to_wire(view, 1)))
+    }
+
+    async fn list_invoices(
+        &self,
+        _: Request<v1::ListInvoicesRequest>,
+    ) -> Result<Response<v1::ListInvoicesResponse>, Status> {
+        not_here()
+    }
+
+    async fn get_invoice_history(
+        &self,
+        _: Request<v1::GetInvoiceHistoryRequest>,
+    ) -> Result<Response<v1::GetInvoiceHistoryResponse>, Status> {
+        not_here()
+    }
+
+    async fn cancel_invoice(
+        &self,
+        _: Request<v1::CancelInvoiceRequest>,
+    ) -> Result<Response<v1::CancelInvoiceResponse>, Status> {
+        not_here()
+    }
+
+    async fn requeue_invoice(
+        &self,
+        _: Request<v1::RequeueInvoiceRequest>,
+    ) -> Result<Response<v1::RequeueInvoiceResponse>, Status> {
+        not_here()
+    }
+}
+
+#[tonic::async_trait]
+impl ChargeService for Node {
+    async fn begin_charge(
+        &self,
+        request: Request<v1::BeginChargeRequest>,
+    ) -> Result<Response<v1::BeginChargeResponse>, Status> {
+        let begin = BeginCharge::try_from(request.into_inner()).map_err(bad)?;
+        self.hinted(
+            match self.run("BeginCharge", Command::BeginCharge(begin)).await {
+                Ok(Reply::Begun(attempt)) => Ok(v1::BeginChargeResponse {
+                    attempt: Some(attempt.into()),
+                }),
+                Ok(other) => odd(other),
+                Err(status) => Err(status),
+            },
+        )
+    }
+
+    async fn attach_provider_object(
+        &self,
+        request: Request<v1::AttachProviderObjectRequest>,
+    ) -> Result<Response<v1::AttachProviderObjectResponse>, Status> {
+        let attach = AttachProviderObject::try_from(request.get_ref()).map_err(bad)?;
+        self.hinted(
+            match self
+                .run(
+                    "AttachProviderObject",
+                    Command::AttachProviderObject(attach),
+                )
+                .await
+            {
+                Ok(Reply::Attached { object }) => Ok(v1::AttachProviderObjectResponse {
+                    object: object.to_string(),
+                }),
+                Ok(other) => odd(other),
+                Err(status) => Err(status),
+            },
+        )
+    }
+
+    async fn settle_charge(
+        &self,
+        request: Request<v1::SettleChargeRequest>,
+    ) -> Result<Response<v1::SettleChargeResponse>, Status> {
+        let settle = SettleCharge::try_from(request.into_inner()).map_err(bad)?;
+        self.hinted(
+            match self
+                .run("SettleCharge", Command::SettleCharge(settle))
+                .await
+            {
+                Ok(Reply::Status { status }) => Ok(v1::SettleChargeResponse {
+                    status: v1::InvoiceStatus::from(status).into(),
+                }),
+                Ok(other) => odd(other),
+                Err(status) => Err(status),
+            },
+        )
+    }
+
+    async fn resolve_charge(
+        &self,
+        _: Request<v1::ResolveChargeRequest>,
+    ) -> Result<Response<v1::ResolveChargeResponse>, Status> {
+        not_here()
+    }
+}
+
+#[tonic::async_trait]
+impl ClusterService for Node {
+    async fn get_status(
+        &self,
+        _: Request<v1::GetStatusRequest>,
+    ) -> Result<Response<v1::GetStatusResponse>, Status> {
+        self.run("GetStatus", Command::Tick).await?;
+        self.hinted(Ok(v1::GetStatusResponse {
+            node_id: self.number as u64,
+            ..Default::default()
+        }))
+    }
+
+    async fn force_release(
+        &self,
+        _: Request<v1::ForceReleaseRequest>,
+    ) -> Result<Response<v1::ForceReleaseResponse>, Status> {
+        not_here()
+    }
+
+    async fn pause_provider(
+        &self,
+        _: Request<v1::PauseProviderRequest>,
+    ) -> Result<Response<v1::PauseProviderResponse>, Status> {
+        not_here()
+    }
+
+    async fn allow_charges(
+        &self,
+        _: Request<v1::AllowChargesRequest>,
+    ) -> Result<Response<v1::AllowChargesResponse>, Status> {
+        not_here()
+    }
+
+    type ReadAuditLogStream = Answers<v1::ReadAuditLogResponse>;
+
+    /// Records that say only their index, from 1 to 10. Fault LoseReply: the stream breaks after three of them.
+    async fn read_audit_log(
+        &self,
+        request: Request<v1::ReadAuditLogRequest>,
+    ) -> Result<Response<Self::ReadAuditLogStream>, Status> {
+        let v1::ReadAuditLogRequest { from_index, limit } = *request.get_ref();
+        let breaks = match self.cluster.next_fault(self.number, "ReadAuditLog") {
+            None => false,
+            Some(Fault::LoseReply) => true,
+            Some(other) => {
+                return Err(Status::internal(format!(
+                    "{other:?} is not made for streams"
+                )));
+            }
+        };
+        let from = from_index.max(1);
+        let to = if limit == 0 {
+            10
+        } else {
+            10.min(from + limit - 1)
+        };
+        let records = (from..=to).map(|index| {
+            let record = v1::AuditRecord {
+                index,
+                previous_hash: CHAIN_START.to_vec(),
+                ..Default::default()
+            };
+            Ok(v1::ReadAuditLogResponse {
+                record: Some(record),
+            })
+        });
+        let records: Vec<_> = if breaks {
+            records
+                .take(3)
+                .chain([Err(Status::unavailable("connection reset"))])
+                .collect()
+        } else {
+            records.collect()
+        };
+        self.hinted(Ok(
+            Box::pin(tokio_stream::iter(records)) as Self::ReadAuditLogStream
+        ))
+    }
+}
