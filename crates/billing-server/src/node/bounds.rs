@@ -10,7 +10,7 @@ pub const FORWARDS_IN_FLIGHT_MAX: usize = 8; // Batches on their way to the lead
 pub const WAITERS_MAX: usize = 65_536; // Acquires of this node's callers that wait for a lease. More: Overloaded.
 pub const READS_WAITING_MAX: usize = 16_384; // Linearizable reads that wait for a round. More: Overloaded.
 
-pub const CALL_TIMEOUT: Duration = Duration::from_secs(10); // Not yet proposed: NotApplied. Proposed: Unknown.
+pub const CALL_TIMEOUT: Duration = Duration::from_secs(10); // The default. Not yet proposed: NotApplied. Proposed: Unknown.
 pub const GREETING_EVERY: Duration = Duration::from_secs(60); // Wall clocks and state hashes are compared (§4, §7).
 pub const WALL_OFF_MAX_MS: u64 = 30_000; // From a majority's median; more: the median is stamped, with an alarm.
 

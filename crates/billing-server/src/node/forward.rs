@@ -9,7 +9,7 @@ use tokio::sync::Semaphore;
 use tonic::Status;
 
 use super::Inner;
-use super::bounds::{BATCH_COMMANDS_MAX, CALL_TIMEOUT, FORWARDS_IN_FLIGHT_MAX};
+use super::bounds::{BATCH_COMMANDS_MAX, FORWARDS_IN_FLIGHT_MAX};
 use super::error::CallError;
 use super::proposer::{Answer, Ask, Gather, refuse};
 use crate::raft::links::{Lane, body, never_sent, payload};
@@ -89,7 +89,7 @@ async fn call(
     let answered = tokio::select! {
         biased;
         answered = link.client.forward(request) => answered,
-        () = node.env.clock.sleep(CALL_TIMEOUT) => {
+        () = node.env.clock.sleep(node.config.call_timeout) => {
             return Err(CallError::unknown(format!("node {leader} did not answer in time")));
         }
     };
@@ -120,7 +120,7 @@ pub(crate) async fn serve(node: &Inner, commands: Vec<(Actor, Command)>) -> Vec<
     let mut answers = Vec::with_capacity(asked.len());
     for asked in asked {
         answers.push(match asked {
-            Ok(asked) => asked.answer(&node.env).await,
+            Ok(asked) => asked.answer(&node.env, node.config.call_timeout).await,
             Err(error) => Err(error),
         });
     }

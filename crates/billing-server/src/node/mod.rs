@@ -94,7 +94,11 @@ impl Node {
         let mut answers = Vec::with_capacity(asked.len());
         for asked in asked {
             answers.push(match asked {
-                Ok(asked) => asked.answer(&self.inner.env).await,
+                Ok(asked) => {
+                    asked
+                        .answer(&self.inner.env, self.inner.config.call_timeout)
+                        .await
+                }
                 Err(error) => Err(error),
             });
         }
@@ -235,7 +239,9 @@ impl Inner {
     }
 
     pub(crate) async fn propose(&self, actor: Actor, command: Command) -> Answer {
-        self.ask(actor, command)?.answer(&self.env).await
+        self.ask(actor, command)?
+            .answer(&self.env, self.config.call_timeout)
+            .await
     }
 
     pub(crate) fn keep_task(&self, task: JoinHandle<()>) {

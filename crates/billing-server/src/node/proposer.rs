@@ -14,7 +14,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 
 use super::Inner;
 use super::bounds::{
-    BATCH_BYTES_MAX, BATCH_COMMANDS_MAX, CALL_TIMEOUT, ENTRIES_IN_FLIGHT_MAX, PROPOSALS_QUEUED_MAX,
+    BATCH_BYTES_MAX, BATCH_COMMANDS_MAX, ENTRIES_IN_FLIGHT_MAX, PROPOSALS_QUEUED_MAX,
 };
 use super::error::CallError;
 use crate::raft::types::{Batch, LeaderId, Proposal};
@@ -61,8 +61,8 @@ pub(crate) struct Asked {
 }
 
 impl Asked {
-    /// Waits for the answer, [`CALL_TIMEOUT`] at most.
-    pub async fn answer(self, env: &Env) -> Answer {
+    /// Waits for the answer, `patience` at most.
+    pub async fn answer(self, env: &Env, patience: Duration) -> Answer {
         let Asked { progress, reply } = self;
         let why = tokio::select! {
             biased;
@@ -70,7 +70,7 @@ impl Asked {
                 Ok(answer) => return answer,
                 Err(_) => "the node stopped",
             },
-            () = env.clock.sleep(CALL_TIMEOUT) => "no answer in time",
+            () = env.clock.sleep(patience) => "no answer in time",
         };
         if step(&progress, WITHDRAWN) {
             Err(CallError::not_applied(format!(

@@ -13,7 +13,7 @@ use openraft::async_runtime::WatchReceiver as _;
 use openraft::{Config, SnapshotPolicy};
 use tokio::sync::{Semaphore, watch};
 
-use super::bounds::{BATCH_BYTES_MAX, ENTRIES_IN_FLIGHT_MAX};
+use super::bounds::{BATCH_BYTES_MAX, CALL_TIMEOUT, ENTRIES_IN_FLIGHT_MAX};
 use super::clock::LeaderClock;
 use super::{FailStop, Founding, Inner, Node, forward, greet, proposer, reads, until_true};
 use crate::raft::Peer;
@@ -49,6 +49,8 @@ pub struct NodeConfig {
     /// Entries kept in the log although a snapshot holds them, for followers that lag a little.
     pub log_kept: u64,
     pub offload: Offload,
+    /// How long a call waits for its answer.
+    pub call_timeout: Duration,
 }
 
 impl NodeConfig {
@@ -64,6 +66,7 @@ impl NodeConfig {
             snapshot_every: 50_000,
             log_kept: 10_000,
             offload: Offload::Thread,
+            call_timeout: CALL_TIMEOUT,
         }
     }
 }

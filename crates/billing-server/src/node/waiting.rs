@@ -20,7 +20,7 @@ impl Node {
         let slot = acquire.requester.slot();
         let inner = &self.inner;
         let wait = Duration::from_millis(acquire.wait.get().into());
-        let give_up = inner.env.clock.monotonic() + wait + super::bounds::CALL_TIMEOUT;
+        let give_up = inner.env.clock.monotonic() + wait + inner.config.call_timeout;
         let mut withdrawal = Withdrawal {
             inner: inner.clone(),
             actor: actor.clone(),
@@ -94,7 +94,7 @@ impl Drop for Withdrawal {
         {
             let inner = self.inner.clone();
             runtime.spawn(async move {
-                if let Err(error) = asked.answer(&inner.env).await {
+                if let Err(error) = asked.answer(&inner.env, inner.config.call_timeout).await {
                     tracing::debug!(%error, "a waiter was not withdrawn; its deadline will");
                 }
             });

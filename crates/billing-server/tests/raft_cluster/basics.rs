@@ -2,10 +2,10 @@
 
 use std::time::Duration;
 
+use crate::harness::*;
 use anyhow::{Result, bail};
 use billing_core::{Command, ReleaseLease, Reply};
 use billing_server::node::{CallError, Consistency};
-use crate::harness::*;
 
 fn plain(_: &mut billing_server::node::NodeConfig) {}
 
@@ -28,12 +28,22 @@ async fn the_others_go_on_when_the_leader_is_killed_and_it_catches_up() -> Resul
     let mut cluster = Cluster::start(plain).await?;
     let first = cluster.leader().await?;
     insist(cluster.node(first), open_session(1, 300_000)?).await??;
-    leased(insist(cluster.node(first), Command::AcquireLease(acquire(1, 1, "inv-1", 0)?)).await)?;
+    leased(
+        insist(
+            cluster.node(first),
+            Command::AcquireLease(acquire(1, 1, "inv-1", 0)?),
+        )
+        .await,
+    )?;
     cluster.kill(first).await?;
     let second = cluster.leader().await?;
     assert_ne!(first, second);
     let node = cluster.node(second);
-    assert_eq!(holder(node, "inv-1").await?.as_deref(), Some("worker-1"), "nothing is forgotten");
+    assert_eq!(
+        holder(node, "inv-1").await?.as_deref(),
+        Some("worker-1"),
+        "nothing is forgotten"
+    );
     leased(insist(node, Command::AcquireLease(acquire(1, 2, "inv-2", 0)?)).await)?;
     cluster.restart(first).await?;
     let held = holder(cluster.node(first), "inv-2").await?;
@@ -64,7 +74,10 @@ async fn a_restart_of_all_gives_the_same_state() -> Result<()> {
     }
     cluster.bootstrapped().await?;
     for id in 1..=3 {
-        assert_eq!(holder(cluster.node(id), "inv-50").await?.as_deref(), Some("worker-1"));
+        assert_eq!(
+            holder(cluster.node(id), "inv-50").await?.as_deref(),
+            Some("worker-1")
+        );
         let (after, _) = cluster
             .node(id)
             .read(Consistency::Linearizable, |ledger| ledger.token_last())
@@ -82,7 +95,11 @@ async fn an_orderly_end_hands_the_leadership_over() -> Result<()> {
     cluster.stop(first).await?;
     let second = cluster.leader().await?;
     assert_ne!(first, second);
-    assert_eq!(cluster.node(second).status().term, term + 1, "one election, asked for");
+    assert_eq!(
+        cluster.node(second).status().term,
+        term + 1,
+        "one election, asked for"
+    );
     insist(cluster.node(second), open_session(1, 60_000)?).await??;
     cluster.restart(first).await?;
     cluster.same_state().await
@@ -182,7 +199,8 @@ fn impatient(config: &mut billing_server::node::NodeConfig) {
 }
 
 #[tokio::test]
-async fn without_a_majority_what_was_proposed_is_unknown_and_what_was_not_is_not_applied() -> Result<()> {
+async fn without_a_majority_what_was_proposed_is_unknown_and_what_was_not_is_not_applied()
+-> Result<()> {
     let mut cluster = Cluster::start(impatient).await?;
     let leader = cluster.leader().await?;
     for id in cluster.ids().into_iter().filter(|&id| id != leader) {
@@ -199,9 +217,18 @@ async fn without_a_majority_what_was_proposed_is_unknown_and_what_was_not_is_not
         matches!(answer, Err(CallError::NotApplied { .. }))
     })
     .await?;
-    let read = node.read(Consistency::Linearizable, |ledger| ledger.now()).await;
-    assert!(matches!(read, Err(CallError::NotApplied { .. })), "{read:?}");
-    assert!(node.read(Consistency::Stale, |ledger| ledger.now()).await.is_ok());
+    let read = node
+        .read(Consistency::Linearizable, |ledger| ledger.now())
+        .await;
+    assert!(
+        matches!(read, Err(CallError::NotApplied { .. })),
+        "{read:?}"
+    );
+    assert!(
+        node.read(Consistency::Stale, |ledger| ledger.now())
+            .await
+            .is_ok()
+    );
     Ok(())
 }
 
@@ -211,7 +238,12 @@ async fn answers_of_many_commands_are_positional() -> Result<()> {
     let node = cluster.node(cluster.follower().await?);
     insist(node, open_session(1, 60_000)?).await??;
     let commands = (1..=300)
-        .map(|seq| Ok((actor(), Command::AcquireLease(acquire(1, seq, &format!("inv-{seq}"), 0)?))))
+        .map(|seq| {
+            Ok((
+                actor(),
+                Command::AcquireLease(acquire(1, seq, &format!("inv-{seq}"), 0)?),
+            ))
+        })
         .collect::<Result<Vec<_>>>()?;
     for (nth, answer) in node.propose_many(commands).await.into_iter().enumerate() {
         match answer {

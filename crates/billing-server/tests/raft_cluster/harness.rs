@@ -43,7 +43,7 @@ where
 /// One node and the runtime that it dies with.
 pub struct Running {
     pub node: Node,
-    runtime: tokio::runtime::Runtime,
+    runtime: Option<tokio::runtime::Runtime>,
     ended: Arc<Mutex<Option<String>>>,
 }
 
@@ -54,6 +54,15 @@ impl Running {
             .lock()
             .unwrap_or_else(PoisonError::into_inner)
             .clone()
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        // A runtime must not be waited for where tests run.
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
     }
 }
 
@@ -153,7 +162,7 @@ impl Cluster {
             id,
             Running {
                 node,
-                runtime,
+                runtime: Some(runtime),
                 ended,
             },
         );
@@ -172,23 +181,25 @@ impl Cluster {
                 Err(_) => tokio::time::sleep(POLL).await,
             }
         };
-        self.launch(node, self.members.clone(), listener, false).await
+        self.launch(node, self.members.clone(), listener, false)
+            .await
     }
 
     /// Ends a node as a crash would: nothing is said, nothing is flushed.
     pub async fn kill(&mut self, node: u64) -> Result<()> {
-        let running = self.running.remove(&node).context("it runs")?;
-        drop(running.node);
-        tokio::task::spawn_blocking(move || running.runtime.shutdown_timeout(DEADLINE)).await?;
+        let mut running = self.running.remove(&node).context("it runs")?;
+        let runtime = running.runtime.take().context("it has a runtime")?;
+        drop(running);
+        tokio::task::spawn_blocking(move || runtime.shutdown_timeout(DEADLINE)).await?;
         Ok(())
     }
 
     /// Ends a node in order.
     pub async fn stop(&mut self, node: u64) -> Result<()> {
-        let running = self.running.remove(&node).context("it runs")?;
-        running.runtime.spawn(running.node.shutdown()).await?;
-        tokio::task::spawn_blocking(move || running.runtime.shutdown_timeout(DEADLINE)).await?;
-        Ok(())
+        let running = self.running.get(&node).context("it runs")?;
+        let runtime = running.runtime.as_ref().context("it has a runtime")?;
+        runtime.spawn(running.node.clone().shutdown()).await?;
+        self.kill(node).await
     }
 
     pub fn node(&self, node: u64) -> &Node {
@@ -228,7 +239,10 @@ impl Cluster {
 
     pub async fn bootstrapped(&self) -> Result<()> {
         eventually("the ledger is bootstrapped everywhere", || {
-            let all = self.running.values().all(|running| running.node.status().ledger_id.is_some());
+            let all = self
+                .running
+                .values()
+                .all(|running| running.node.status().ledger_id.is_some());
             std::future::ready(all)
         })
         .await

@@ -25,7 +25,13 @@ async fn a_node_behind_the_log_gets_a_snapshot() -> Result<()> {
     let mut seq = 0;
     while node.status().purged <= left_at.map(|index| index + 20) {
         seq += 1;
-        leased(insist(node, Command::AcquireLease(acquire(1, seq, &format!("inv-{seq}"), 0)?)).await)?;
+        leased(
+            insist(
+                node,
+                Command::AcquireLease(acquire(1, seq, &format!("inv-{seq}"), 0)?),
+            )
+            .await,
+        )?;
         assert!(seq < 5_000, "nothing is purged: {:?}", node.status());
     }
     assert!(node.status().snapshot.is_some());
@@ -41,6 +47,9 @@ async fn a_node_behind_the_log_gets_a_snapshot() -> Result<()> {
     // And it starts again from the snapshot that it was given.
     cluster.kill(lagging).await?;
     cluster.restart(lagging).await?;
-    assert_eq!(holder(cluster.node(lagging), "inv-1").await?.as_deref(), Some("worker-1"));
+    assert_eq!(
+        holder(cluster.node(lagging), "inv-1").await?.as_deref(),
+        Some("worker-1")
+    );
     cluster.same_state().await
 }
