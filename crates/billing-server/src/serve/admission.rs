@@ -85,9 +85,10 @@ where
 
     fn call(&mut self, request: Request<Body>) -> Self::Future {
         let admission = self.admission.clone();
+        let uncounted = request.uri().path().starts_with(UNCOUNTED);
         let permit = match Arc::clone(&admission.free).try_acquire_owned() {
+            _ if uncounted => None,
             Ok(permit) => Some(permit),
-            Err(_) if request.uri().path().starts_with(UNCOUNTED) => None,
             Err(_) => {
                 return Box::pin(async move {
                     let mut response =

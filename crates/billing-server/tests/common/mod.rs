@@ -5,14 +5,14 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use billing_core::{LedgerId, Rejection};
+use billing_core::{InvoiceId, LedgerId, Rejection};
 use billing_env::Env;
 use billing_proto::v1::charge_service_client::ChargeServiceClient;
 use billing_proto::v1::cluster_service_client::ClusterServiceClient;
 use billing_proto::v1::invoice_service_client::InvoiceServiceClient;
 use billing_proto::v1::lease_service_client::LeaseServiceClient;
 use billing_proto::{Failure, v1};
-use billing_server::node::{FailStop, Founding, Node, NodeConfig};
+use billing_server::node::{Consistency, FailStop, Founding, Node, NodeConfig};
 use billing_server::raft::Peer;
 use billing_server::server::{ClientLimits, Serving};
 use billing_store::Identity;
@@ -136,9 +136,32 @@ impl Cluster {
         Ok((leader, followers))
     }
 
+    /// How many stand in the queue of an invoice, as the first node that runs has applied it.
+    pub async fn waiters(&self, invoice: &str) -> Result<u64> {
+        let id = InvoiceId::new(invoice)?;
+        let node = self.nodes.first().context("no node runs")?.node();
+        let (view, _) = node
+            .read(Consistency::Stale, |ledger| ledger.invoice_view(&id))
+            .await?;
+        Ok(view.map_or(0, |view| view.waiters))
+    }
+
     pub async fn stop(self) {
         futures::future::join_all(self.nodes.into_iter().map(|node| node.finish(PATIENCE))).await;
     }
+}
+
+/// Looks again until `holds`, or fails when patience ends. For what nothing announces.
+pub async fn until<F: Future<Output = Result<bool>>>(holds: impl Fn() -> F) -> Result<()> {
+    let seen = async {
+        while !holds().await? {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+        Ok(())
+    };
+    tokio::time::timeout(PATIENCE, seen)
+        .await
+        .context("it never came true")?
 }
 
 pub fn acquire(invoice: &str, holder: &str) -> v1::AcquireLeaseRequest {
