@@ -50,7 +50,7 @@ impl Client {
     }
 
     /// Records the single-use object and returns the recorded one, which may be another's: confirm that one only.
-    /// Repeated freely: the first one wins, whoever sent it.
+    /// Repeated: the first one wins, whoever sent it.
     pub async fn attach_provider_object(
         &self,
         invoice_id: &str,

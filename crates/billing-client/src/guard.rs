@@ -7,6 +7,7 @@ use billing_core::{FencingToken, RequestId, SessionId, limits};
 use billing_env::BootTime;
 use billing_proto::{Failure, v1};
 use tokio::runtime::Handle;
+use tonic::Status;
 
 use crate::{
     AcquireOptions, Client, Loss, Session, cluster::missing, keeper::Chore, leases::ms, life::Life,
@@ -229,7 +230,11 @@ impl LeaseGuard {
     /// Extends a lease that has a TTL of its own (or no session) to `ttl` from now, and returns the new local deadline. One
     /// that has none gets one. `Unknown`: it may have been renewed; the old deadline stands (a shorter `ttl` than before
     /// counts from the moment it is sent, answered or not).
+    /// One that is lost is not renewed any more, even if the cluster would.
     pub async fn renew(&self, ttl: Duration) -> Result<BootTime, Failure> {
+        if let Some(loss) = self.loss() {
+            return Err(loss.failure("lease"));
+        }
         let client = self.owner.client();
         self.own.cap(client.inner.env.clock.boottime(), ttl);
         match client
@@ -243,8 +248,13 @@ impl LeaseGuard {
         {
             Ok(renewed) => {
                 // A TTL named for the first time, or a shorter one, bounds the lease from here on.
-                self.own.replace(renewed.sent_at, ttl);
-                Ok(self.valid_until())
+                if self.own.replace(renewed.sent_at, ttl) {
+                    Ok(self.valid_until())
+                } else {
+                    Err(Failure::Unknown(Status::deadline_exceeded(
+                        "renewed too late: the lease counts as lost here, whatever the cluster thinks",
+                    )))
+                }
             }
             Err(Failure::Rejected(rejection)) => {
                 self.own.end(Loss::Ended(rejection.clone()));
@@ -254,7 +264,8 @@ impl LeaseGuard {
         }
     }
 
-    /// Gives the lease back and waits until the cluster knows. False: it had ended before.
+    /// Gives the lease back and waits until the cluster knows. False: it had ended before (or the
+    /// answer to a first copy of this very call was lost).
     /// On a failure (and when this future is dropped) the background keeps trying, while the lease could still stand.
     pub async fn release(mut self) -> Result<bool, Failure> {
         self.own.end(Loss::GivenUp);

@@ -8,10 +8,15 @@ use std::{
 
 use billing_core::Rejection;
 use billing_env::{BootTime, Clock};
+use billing_proto::Failure;
 use tokio::sync::watch;
+use tonic::Status;
 
 /// Sleeps are counted by a clock that stands still in suspend: look at the other one at least this often.
 const LOOK_EVERY: Duration = Duration::from_millis(250);
+
+/// The deadline of what has none.
+const NEVER: BootTime = BootTime(u64::MAX);
 
 /// Why something is not ours any more.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,6 +30,18 @@ pub enum Loss {
     /// This process gave it up: released, settled or closed.
     #[error("given up by this process")]
     GivenUp,
+}
+
+impl Loss {
+    /// What a call gets that needed the thing which is lost, and was therefore not made.
+    pub(crate) fn failure(self, what: &str) -> Failure {
+        match self {
+            Loss::Ended(rejection) => Failure::Rejected(rejection),
+            Loss::Expired | Loss::GivenUp => {
+                Failure::NotApplied(Status::failed_precondition(format!("{what} lost: {self}")))
+            }
+        }
+    }
 }
 
 /// How far clocks are trusted.
@@ -74,7 +91,7 @@ impl Life {
     /// Has no deadline of its own; ends only when somebody ends it.
     pub fn unbounded(clock: Arc<dyn Clock>, trust: Trust) -> Life {
         let state = Mutex::new(State {
-            valid_until: BootTime(u64::MAX),
+            valid_until: NEVER,
             loss: None,
         });
         Life {
@@ -165,12 +182,17 @@ impl Life {
             if let Some(loss) = self.loss() {
                 return loss;
             }
-            let nap = self.clock.sleep(self.remaining().min(LOOK_EVERY));
+            let look = async {
+                if self.valid_until() == NEVER {
+                    return std::future::pending().await; // Only somebody's word ends it.
+                }
+                self.clock.sleep(self.remaining().min(LOOK_EVERY)).await;
+            };
             tokio::select! {
                 biased;
                 // Fails only without a sender, and `self` holds it.
                 _ = changed.changed() => {}
-                () = nap => {}
+                () = look => {}
             }
         }
     }

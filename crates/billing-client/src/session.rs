@@ -13,7 +13,6 @@ use billing_core::{Rejection, SessionId};
 use billing_env::BootTime;
 use billing_proto::{Failure, v1};
 use tokio::sync::mpsc;
-use tonic::Status;
 
 use crate::{
     Client, LeaseGuard, Loss,
@@ -85,7 +84,8 @@ pub struct ClaimedInvoice {
 }
 
 /// An open session, kept alive by a task of its own. Clones are the same session; when the last clone and the last guard are
-/// gone it is closed.
+/// gone it is closed in the background. A process that is about to exit awaits [`Session::close`] instead: its background
+/// ends with it, and the leases would stand until their TTL.
 #[derive(Clone)]
 pub struct Session {
     pub(crate) handle: Arc<Handle>,
@@ -320,21 +320,15 @@ impl Session {
 
     async fn ticket(&self) -> Result<Ticket, Failure> {
         let shared = self.shared();
-        let lost = |loss: Loss| match loss {
-            Loss::Ended(rejection) => Failure::Rejected(rejection),
-            Loss::Expired | Loss::GivenUp => {
-                Failure::NotApplied(Status::failed_precondition(format!("session lost: {loss}")))
-            }
-        };
         if let Some(loss) = shared.life.loss() {
-            return Err(lost(loss));
+            return Err(loss.failure("session"));
         }
         tokio::select! {
             biased;
             issued = shared.seqs.issue() => {
                 Ok(Ticket { handle: self.handle.clone(), seq: issued.seq, done_below: issued.done_below, open: true })
             }
-            loss = shared.life.lost() => Err(lost(loss)),
+            loss = shared.life.lost() => Err(loss.failure("session")),
         }
     }
 }

@@ -342,6 +342,9 @@ async fn a_lease_of_its_own_ttl_ends_with_it_and_is_renewed_from_when_that_was_a
     );
     assert!(session.is_valid(), "the process is well");
     assert_eq!(soon("the signal", guard.lost()).await?, Loss::Expired);
+    let before = fake.cluster.count("RenewLease");
+    assert!(guard.renew(20 * SECOND).await.is_err(), "lost is lost");
+    assert_eq!(fake.cluster.count("RenewLease"), before, "not even asked");
     Ok(())
 }
 
