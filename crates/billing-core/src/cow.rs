@@ -2,13 +2,25 @@
 //! clone still holds it. Decides nothing; knows nothing of invoices. What a snapshot reads, later applies never change.
 
 use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
 
 const CHUNK_ENTRIES_MAX: usize = 128; // Moving half of it in memory costs about as much as finding it.
 
-#[derive(Clone)]
 pub(crate) struct CowMap<K, V> {
     chunks: Vec<Chunk<K, V>>,
     len: usize,
+    /// Where the last search ended. One command looks at one record many times; only a guess, checked before it is used.
+    hint: AtomicUsize,
+}
+
+impl<K: Clone, V: Clone> Clone for CowMap<K, V> {
+    fn clone(&self) -> Self {
+        Self {
+            chunks: self.chunks.clone(),
+            len: self.len,
+            hint: AtomicUsize::new(0),
+        }
+    }
 }
 
 #[derive(Clone)]
@@ -23,6 +35,7 @@ impl<K, V> Default for CowMap<K, V> {
         Self {
             chunks: Vec::new(),
             len: 0,
+            hint: AtomicUsize::new(0),
         }
     }
 }
@@ -44,11 +57,22 @@ impl<K: Ord + Clone, V: Clone> CowMap<K, V> {
     }
 
     fn find(&self, key: &K) -> Option<(usize, usize)> {
+        let hint = self.hint.load(Ordering::Relaxed);
+        let (chunk, slot) = (hint / CHUNK_ENTRIES_MAX, hint % CHUNK_ENTRIES_MAX);
+        let guess = self
+            .chunks
+            .get(chunk)
+            .and_then(|chunk| chunk.entries.get(slot));
+        if guess.is_some_and(|(known, _)| known == key) {
+            return Some((chunk, slot));
+        }
         let chunk = self.chunk_of(key)?;
         let slot = self.chunks[chunk]
             .entries
             .binary_search_by(|(known, _)| known.cmp(key))
             .ok()?;
+        self.hint
+            .store(chunk * CHUNK_ENTRIES_MAX + slot, Ordering::Relaxed);
         Some((chunk, slot))
     }
 
@@ -81,7 +105,11 @@ impl<K: Ord + Clone, V: Clone> CowMap<K, V> {
         let entries = Arc::make_mut(&mut self.chunks[at].entries);
         match entries.binary_search_by(|(known, _)| known.cmp(&key)) {
             Ok(slot) => return Some(std::mem::replace(&mut entries[slot].1, value)),
-            Err(slot) => entries.insert(slot, (key, value)),
+            Err(slot) => {
+                entries.insert(slot, (key, value));
+                self.hint
+                    .store(at * CHUNK_ENTRIES_MAX + slot, Ordering::Relaxed);
+            }
         }
         self.len += 1;
         if entries.len() >= CHUNK_ENTRIES_MAX {

@@ -7,7 +7,6 @@ use std::fmt;
 use std::sync::Arc;
 
 use crate::command::{Finality, Verdict};
-use crate::cow::CowMap;
 use crate::digest::write_canonical;
 use crate::ids::*;
 use crate::limits::AUDIT_CHUNK_RECORDS;
@@ -314,15 +313,61 @@ impl fmt::Display for What {
 /// The kept records, oldest first, in chunks that snapshots share.
 #[derive(Clone, Default)]
 pub(crate) struct AuditLog {
-    chunks: VecDeque<Arc<Vec<AuditRecord>>>,
+    chunks: VecDeque<Arc<Chunk>>,
     kept: usize,
     last: u64,
     /// The hash of the newest record, or CHAIN_START.
     head: ChainHash,
     /// What the oldest kept record follows.
     anchor: ChainHash,
-    /// Derived: the records of each invoice.
-    by_invoice: CowMap<(InvoiceId, u64), ()>,
+}
+
+/// Consecutive records, and which invoices may stand in them: a history looks only into the chunks that matter.
+#[derive(Clone)]
+struct Chunk {
+    records: Vec<AuditRecord>,
+    /// Two bits per invoice. A set bit says perhaps, a clear one says no.
+    perhaps: Box<[u64; PERHAPS_WORDS]>,
+}
+
+const PERHAPS_WORDS: usize = AUDIT_CHUNK_RECORDS / 8; // Eight bits per record: about one chunk in twenty is read in vain.
+
+/// Where the two bits of an invoice stand: FNV-1a, because it needs no more than to spread.
+fn perhaps_bits(invoice: &InvoiceId) -> [(usize, u64); 2] {
+    let mixed = invoice
+        .as_str()
+        .bytes()
+        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
+            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+        });
+    [mixed >> 32, mixed & 0xffff_ffff].map(|half| {
+        let bit = half % (PERHAPS_WORDS as u64 * 64);
+        (usize::try_from(bit / 64).unwrap_or(0), 1 << (bit % 64))
+    })
+}
+
+impl Chunk {
+    fn new() -> Self {
+        Self {
+            records: Vec::with_capacity(AUDIT_CHUNK_RECORDS),
+            perhaps: Box::new([0; PERHAPS_WORDS]),
+        }
+    }
+
+    fn push(&mut self, record: AuditRecord) {
+        if let Some(invoice) = &record.invoice {
+            for (word, bit) in perhaps_bits(invoice) {
+                self.perhaps[word] |= bit;
+            }
+        }
+        self.records.push(record);
+    }
+
+    fn may_hold(&self, invoice: &InvoiceId) -> bool {
+        perhaps_bits(invoice)
+            .into_iter()
+            .all(|(word, bit)| self.perhaps[word] & bit != 0)
+    }
 }
 
 /// How a snapshot carries the log.
@@ -365,16 +410,12 @@ impl AuditLog {
     fn append(&mut self, record: AuditRecord) {
         self.last = record.index;
         self.head = record.hash;
-        if let Some(invoice) = &record.invoice {
-            self.by_invoice.insert((invoice.clone(), record.index), ());
-        }
         if self
             .chunks
             .back()
-            .is_none_or(|chunk| chunk.len() == AUDIT_CHUNK_RECORDS)
+            .is_none_or(|chunk| chunk.records.len() == AUDIT_CHUNK_RECORDS)
         {
-            self.chunks
-                .push_back(Arc::new(Vec::with_capacity(AUDIT_CHUNK_RECORDS)));
+            self.chunks.push_back(Arc::new(Chunk::new()));
         }
         if let Some(chunk) = self.chunks.back_mut() {
             Arc::make_mut(chunk).push(record);
@@ -386,12 +427,9 @@ impl AuditLog {
         let Some(chunk) = self.chunks.pop_front() else {
             return;
         };
-        self.kept -= chunk.len();
-        for record in chunk.iter() {
-            self.anchor = record.hash;
-            if let Some(invoice) = &record.invoice {
-                self.by_invoice.remove(&(invoice.clone(), record.index));
-            }
+        self.kept -= chunk.records.len();
+        if let Some(newest) = chunk.records.last() {
+            self.anchor = newest.hash;
         }
     }
 
@@ -400,6 +438,7 @@ impl AuditLog {
         // Only the last chunk may be short, and a load fills chunks from the first kept record on.
         self.chunks
             .get(nth / AUDIT_CHUNK_RECORDS)?
+            .records
             .get(nth % AUDIT_CHUNK_RECORDS)
     }
 
@@ -415,10 +454,10 @@ impl AuditLog {
         &'a self,
         invoice: &'a InvoiceId,
     ) -> impl Iterator<Item = &'a AuditRecord> {
-        self.by_invoice
-            .iter_from(&(invoice.clone(), 0))
-            .take_while(move |((of, _), ())| of == invoice)
-            .filter_map(|((_, index), ())| self.get(*index))
+        let chunks = self.chunks.iter().filter(|chunk| chunk.may_hold(invoice));
+        chunks
+            .flat_map(|chunk| &chunk.records)
+            .filter(|record| record.invoice.as_ref() == Some(invoice))
     }
 
     pub fn save(&self) -> AuditSaved {

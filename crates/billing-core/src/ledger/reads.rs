@@ -92,8 +92,7 @@ impl Ledger {
     /// How many leases stand.
     #[must_use]
     pub fn leases_count(&self) -> u64 {
-        let of = |status| self.index.of_status(status).len() as u64;
-        of(InvoiceStatus::Processing) + of(InvoiceStatus::Charging)
+        self.index.count(InvoiceStatus::Processing) + self.index.count(InvoiceStatus::Charging)
     }
 
     #[must_use]
@@ -101,8 +100,8 @@ impl Ledger {
         self.sessions.len() as u64
     }
 
-    /// Records in order of id, from the first above `after`. A customer's are looked for among all of the status, so a page
-    /// may take a walk.
+    /// Records in order of id, from the first above `after`. A customer's, and what is
+    /// PENDING or PAID, are looked for one record after the other, so a page may take a walk.
     #[must_use]
     pub fn invoices(
         &self,
@@ -121,7 +120,7 @@ impl Ledger {
             })
         };
         match status {
-            Some(status) => {
+            Some(status) if is_listed(status) => {
                 let ids = self.index.of_status(status).iter_after(after);
                 let records = ids.filter_map(|(id, ())| self.invoice(id));
                 records
@@ -130,11 +129,13 @@ impl Ledger {
                     .map(|invoice| self.view(invoice))
                     .collect()
             }
-            None => {
+            Some(_) | None => {
                 let records = self
                     .invoices
                     .iter_after(after)
                     .map(|(_, shared)| shared.as_ref());
+                let records = records
+                    .filter(|invoice| status.is_none_or(|status| invoice.status() == status));
                 records
                     .filter(owes)
                     .take(limit)
@@ -147,7 +148,7 @@ impl Ledger {
     /// How many records stand in each status, zeros included.
     #[must_use]
     pub fn counts(&self) -> [(InvoiceStatus, u64); InvoiceStatus::ALL.len()] {
-        InvoiceStatus::ALL.map(|status| (status, self.index.of_status(status).len() as u64))
+        InvoiceStatus::ALL.map(|status| (status, self.index.count(status)))
     }
 
     /// Attempts that are open or closing without a lease, in order of invoice id, from the first above `after`.

@@ -113,7 +113,7 @@ impl Ledger {
         }
         let pending = !self.index.events.is_empty()
             || !self.index.waiter_deadlines.is_empty()
-            || !self.index.of_status(InvoiceStatus::InDoubt).is_empty()
+            || self.index.count(InvoiceStatus::InDoubt) > 0
             || self.scalars.grants_from > self.scalars.now;
         pending.then_some(TICK_MS_IDLE)
     }
