@@ -23,11 +23,11 @@ const LEARN_MORE: &str = "\
 Examples:
   billingctl invoice generate 1000 | billingctl invoice submit -
   billingctl lease acquire inv-7 --ttl 30s --wait 10s -- ./charge.sh
-  billingctl invoice list --status FAILED -o name | xargs -n1 billingctl invoice requeue --reason 'card renewed'
+  billingctl lease release $(billingctl lease acquire inv-7 -o name)
   billingctl charge list --in-doubt -o json | jq '.invoices[].invoice.invoice_id'
 
-JSON fields are named as in proto/billing/v1. Tokens are strings, since they do not fit a double; bytes are hex,
-times are RFC 3339, spans are milliseconds.";
+JSON fields are named as in proto/billing/v1. Tokens are strings, since they do not fit a double; bytes \
+are hex, times are RFC 3339, spans are milliseconds.";
 
 /// Asks, orders and repairs a billingd cluster: the cluster that makes sure an invoice is charged once.
 #[derive(Debug, Parser)]
@@ -60,7 +60,7 @@ pub struct Global {
     pub output: Format,
 
     /// How long to try before giving up on one call (`500ms`, `10s`, `2m`).
-    #[arg(long, global = true, value_name = "SPAN", value_parser = span, default_value = "10s")]
+    #[arg(long, global = true, value_name = "SPAN", value_parser = timeout, default_value = "10s")]
     pub timeout: Duration,
 }
 
@@ -113,19 +113,23 @@ pub enum Lease {
     /// With a command: holds the lease for as long as the command runs, renews it, and passes the command's exit code on
     /// (126 or 127 when it cannot be started, 128 + n when signal n ended it). The command finds BILLING_INVOICE and
     /// BILLING_TOKEN in its environment. When the lease is lost the command gets SIGTERM, and SIGKILL 5 s later, and
-    /// billingctl ends with 2. A lost lease cannot be lost in time by signals alone: whatever the command changes
-    /// elsewhere should carry the token.
+    /// billingctl ends with 2.
+    ///
+    /// A signal comes too late where the machine slept or the command ignores it: whatever the command changes elsewhere
+    /// should carry the token.
     Acquire(Acquire),
     /// Give a lease back.
     ///
     /// Idempotent: a token of the past is answered with was_current=false.
     Release {
+        /// The invoice's id.
         invoice_id: String,
         #[command(flatten)]
         token: Token,
     },
     /// Extend a lease from now on.
     Renew {
+        /// The invoice's id.
         invoice_id: String,
         #[command(flatten)]
         token: Token,
@@ -135,6 +139,7 @@ pub enum Lease {
     },
     /// Show who holds the lease on an invoice.
     Get {
+        /// The invoice's id.
         invoice_id: String,
         #[command(flatten)]
         read: Read,
@@ -153,6 +158,7 @@ pub enum Lease {
     ///
     /// Its token is dead; a charge attempt that is open under it is in doubt, and is continued by whoever leases next.
     ForceRelease {
+        /// The invoice's id.
         invoice_id: String,
         #[command(flatten)]
         reason: Reason,
@@ -161,6 +167,7 @@ pub enum Lease {
 
 #[derive(Debug, Args)]
 pub struct Acquire {
+    /// The invoice's id.
     pub invoice_id: String,
     /// How long the lease lasts without being renewed (1s to 5m).
     #[arg(long, value_name = "SPAN", value_parser = span, default_value = "30s")]
@@ -226,6 +233,7 @@ pub enum Invoice {
     Generate(Generate),
     /// Show an invoice.
     Get {
+        /// The invoice's id.
         invoice_id: String,
         #[command(flatten)]
         read: Read,
@@ -245,18 +253,21 @@ pub enum Invoice {
     },
     /// Show what happened to an invoice, oldest first.
     History {
+        /// The invoice's id.
         invoice_id: String,
         #[command(flatten)]
         read: Read,
     },
     /// Cancel an invoice. Refused while a charge attempt is open.
     Cancel {
+        /// The invoice's id.
         invoice_id: String,
         #[command(flatten)]
         reason: Reason,
     },
     /// Put a FAILED, CANCELLED or REVIEW invoice without a recorded charge back to PENDING.
     Requeue {
+        /// The invoice's id.
         invoice_id: String,
         #[command(flatten)]
         reason: Reason,
@@ -337,6 +348,7 @@ pub enum Charge {
     /// --not-charged is refused while a lease stands, and until no send under the key can take effect any more.
     #[command(group = clap::ArgGroup::new("word").required(true))]
     Resolve {
+        /// The invoice's id.
         invoice_id: String,
         /// The idempotency key of the attempt that was looked up.
         #[arg(long, value_name = "KEY")]
@@ -381,12 +393,14 @@ pub enum Cluster {
     },
     /// Refuse BeginCharge for one provider until it is resumed. Audited.
     PauseProvider {
+        /// As in the terms of the charges: stripe, say.
         provider: String,
         #[command(flatten)]
         reason: Reason,
     },
     /// Allow BeginCharge for a paused provider again. Audited.
     ResumeProvider {
+        /// As in the terms of the charges: stripe, say.
         provider: String,
         #[command(flatten)]
         reason: Reason,
@@ -411,6 +425,13 @@ pub enum Audit {
         #[arg(long, value_name = "HEX")]
         expect: Option<String>,
     },
+}
+
+fn timeout(text: &str) -> Result<Duration, String> {
+    match span(text)? {
+        Duration::ZERO => Err("no answer comes within no time".to_owned()),
+        span => Ok(span),
+    }
 }
 
 /// `30s`, `5m`, `1m30s`, `500ms`. A bare number would be a guess at its unit.

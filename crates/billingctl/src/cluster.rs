@@ -9,16 +9,19 @@ use billing_client::{
 use billing_env::Env;
 use billing_proto::{Failure, v1};
 use futures::{Stream, StreamExt};
+use tokio::sync::OnceCell;
 
 use crate::{
     args::{ENDPOINTS_MAX, Global},
-    failure::{Problem, explain, reason_of},
+    failure::{Problem, explain, nobody_answers, reason_of, somebody_listens},
 };
 
 pub struct Cluster {
     client: Client,
     endpoints: Vec<String>,
     env: Env,
+    /// Whether any endpoint accepted a connection, once that was tried.
+    listening: OnceCell<bool>,
 }
 
 impl Cluster {
@@ -45,11 +48,21 @@ impl Cluster {
             client,
             endpoints,
             env,
+            listening: OnceCell::new(),
         })
     }
 
     pub fn endpoints(&self) -> &[String] {
         &self.endpoints
+    }
+
+    /// For the first call: where no endpoint has a process behind it, nothing is gained by trying until time is up.
+    async fn client(&self) -> Result<&Client, Problem> {
+        let somebody = || somebody_listens(&self.endpoints, &self.env);
+        if *self.listening.get_or_init(somebody).await {
+            return Ok(&self.client);
+        }
+        Err(nobody_answers(&self.endpoints, &self.env).await)
     }
 
     /// A failed call in words.
@@ -71,17 +84,24 @@ impl Cluster {
         holder: &str,
         options: AcquireOptions,
     ) -> Result<LeaseGuard, Problem> {
-        self.told(self.client.acquire(invoice_id, holder, options).await)
-            .await
+        self.told(
+            self.client()
+                .await?
+                .acquire(invoice_id, holder, options)
+                .await,
+        )
+        .await
     }
 
     pub async fn open_session(&self, options: SessionOptions) -> Result<Session, Problem> {
-        self.told(self.client.open_session(options).await).await
+        self.told(self.client().await?.open_session(options).await)
+            .await
     }
 
     pub async fn release_lease(&self, invoice_id: &str, token: u64) -> Result<bool, Problem> {
         self.told(
-            self.client
+            self.client()
+                .await?
                 .release_lease(invoice_id, FencingToken(token))
                 .await,
         )
@@ -95,7 +115,8 @@ impl Cluster {
         ttl: std::time::Duration,
     ) -> Result<v1::Lease, Problem> {
         self.told(
-            self.client
+            self.client()
+                .await?
                 .renew_lease(invoice_id, FencingToken(token), ttl)
                 .await,
         )
@@ -107,7 +128,7 @@ impl Cluster {
         invoice_id: &str,
         stale_ok: bool,
     ) -> Result<Option<v1::Lease>, Problem> {
-        self.told(self.client.get_lease(invoice_id, stale_ok).await)
+        self.told(self.client().await?.get_lease(invoice_id, stale_ok).await)
             .await
     }
 
@@ -115,7 +136,8 @@ impl Cluster {
         &self,
         request: v1::ListLeasesRequest,
     ) -> Result<v1::ListLeasesResponse, Problem> {
-        self.told(self.client.list_leases(request).await).await
+        self.told(self.client().await?.list_leases(request).await)
+            .await
     }
 
     pub async fn force_release(
@@ -123,13 +145,13 @@ impl Cluster {
         invoice_id: &str,
         reason: &str,
     ) -> Result<v1::ForceReleaseResponse, Problem> {
-        self.told(self.client.force_release(invoice_id, reason).await)
+        self.told(self.client().await?.force_release(invoice_id, reason).await)
             .await
     }
 
     /// What was acknowledged stays when this fails.
     pub async fn submit_invoices(&self, invoices: Vec<v1::Invoice>) -> Result<Submitted, Problem> {
-        self.told(self.client.submit_invoices(invoices, |_| ()).await)
+        self.told(self.client().await?.submit_invoices(invoices, |_| ()).await)
             .await
     }
 
@@ -138,7 +160,7 @@ impl Cluster {
         invoice_id: &str,
         stale_ok: bool,
     ) -> Result<v1::GetInvoiceResponse, Problem> {
-        self.told(self.client.get_invoice(invoice_id, stale_ok).await)
+        self.told(self.client().await?.get_invoice(invoice_id, stale_ok).await)
             .await
     }
 
@@ -146,7 +168,8 @@ impl Cluster {
         &self,
         request: v1::ListInvoicesRequest,
     ) -> Result<v1::ListInvoicesResponse, Problem> {
-        self.told(self.client.list_invoices(request).await).await
+        self.told(self.client().await?.list_invoices(request).await)
+            .await
     }
 
     pub async fn get_invoice_history(
@@ -154,8 +177,13 @@ impl Cluster {
         invoice_id: &str,
         stale_ok: bool,
     ) -> Result<Vec<v1::AuditRecord>, Problem> {
-        self.told(self.client.get_invoice_history(invoice_id, stale_ok).await)
-            .await
+        self.told(
+            self.client()
+                .await?
+                .get_invoice_history(invoice_id, stale_ok)
+                .await,
+        )
+        .await
     }
 
     pub async fn cancel_invoice(
@@ -163,8 +191,13 @@ impl Cluster {
         invoice_id: &str,
         reason: &str,
     ) -> Result<v1::InvoiceStatus, Problem> {
-        self.told(self.client.cancel_invoice(invoice_id, reason).await)
-            .await
+        self.told(
+            self.client()
+                .await?
+                .cancel_invoice(invoice_id, reason)
+                .await,
+        )
+        .await
     }
 
     pub async fn requeue_invoice(
@@ -172,8 +205,13 @@ impl Cluster {
         invoice_id: &str,
         reason: &str,
     ) -> Result<v1::InvoiceStatus, Problem> {
-        self.told(self.client.requeue_invoice(invoice_id, reason).await)
-            .await
+        self.told(
+            self.client()
+                .await?
+                .requeue_invoice(invoice_id, reason)
+                .await,
+        )
+        .await
     }
 
     /// `charged`: None says that no money moved.
@@ -185,7 +223,8 @@ impl Cluster {
         evidence: &str,
     ) -> Result<v1::InvoiceStatus, Problem> {
         self.told(
-            self.client
+            self.client()
+                .await?
                 .resolve_charge(invoice_id, key, charged, evidence)
                 .await,
         )
@@ -206,20 +245,31 @@ impl Cluster {
         paused: bool,
         reason: &str,
     ) -> Result<(), Problem> {
-        self.told(self.client.pause_provider(provider, paused, reason).await)
-            .await
+        self.told(
+            self.client()
+                .await?
+                .pause_provider(provider, paused, reason)
+                .await,
+        )
+        .await
     }
 
     pub async fn allow_charges(&self, evidence: &str) -> Result<(), Problem> {
-        self.told(self.client.allow_charges(evidence).await).await
+        self.told(self.client().await?.allow_charges(evidence).await)
+            .await
     }
 
     /// Records from `from_index` on (0: the oldest kept), `limit` at most (0: all).
-    pub fn read_audit_log(&self, from_index: u64, limit: u64) -> AuditLog<'_> {
-        AuditLog {
+    pub async fn read_audit_log(
+        &self,
+        from_index: u64,
+        limit: u64,
+    ) -> Result<AuditLog<'_>, Problem> {
+        let records = Box::pin(self.client().await?.read_audit_log(from_index, limit));
+        Ok(AuditLog {
             cluster: self,
-            records: Box::pin(self.client.read_audit_log(from_index, limit)),
-        }
+            records,
+        })
     }
 }
 

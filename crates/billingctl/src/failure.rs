@@ -6,6 +6,7 @@ use std::{io, time::Duration};
 use billing_core::Rejection;
 use billing_env::Env;
 use billing_proto::Failure;
+use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
 use tonic::Code;
 
 use crate::output::{clean, span};
@@ -219,16 +220,8 @@ pub async fn explain(failure: Failure, endpoints: &[String], env: &Env) -> Probl
 }
 
 async fn not_applied(status: &tonic::Status, endpoints: &[String], env: &Env) -> Problem {
-    let probes =
-        futures::future::join_all(endpoints.iter().map(|endpoint| probe(endpoint, env))).await;
-    if probes.iter().all(Option::is_some) {
-        let width = endpoints.iter().map(String::len).max().unwrap_or(0);
-        let mut what = "no node answers".to_owned();
-        for (endpoint, reason) in endpoints.iter().zip(probes.into_iter().flatten()) {
-            what.push_str(&format!("\n  {endpoint:width$}  {reason}"));
-        }
-        let next = "is it running? `make cluster` starts three nodes; others are named by --endpoints or BILLINGCTL_ENDPOINTS";
-        return Problem::failed(what, next);
+    if !somebody_listens(endpoints, env).await {
+        return nobody_answers(endpoints, env).await;
     }
     let next = match status.code() {
         Code::Unimplemented => {
@@ -241,6 +234,34 @@ async fn not_applied(status: &tonic::Status, endpoints: &[String], env: &Env) ->
         _ => "nothing changed; `billingctl cluster status` shows how the nodes are, then repeat",
     };
     Problem::failed(said(status), next)
+}
+
+/// Which endpoints were tried and why none is of use.
+pub async fn nobody_answers(endpoints: &[String], env: &Env) -> Problem {
+    let probes = join_all(endpoints.iter().map(|endpoint| probe(endpoint, env))).await;
+    let width = endpoints.iter().map(String::len).max().unwrap_or(0);
+    let mut what = "no node answers".to_owned();
+    for (endpoint, probe) in endpoints.iter().zip(probes) {
+        let reason = probe.unwrap_or_else(|| "answers again".to_owned());
+        what.push_str(&format!("\n  {endpoint:width$}  {reason}"));
+    }
+    Problem::failed(what, IS_IT_RUNNING)
+}
+
+pub const IS_IT_RUNNING: &str = "is it running? `make cluster` starts three nodes; others are named by --endpoints or BILLINGCTL_ENDPOINTS";
+
+/// Whether any endpoint accepts connections; true as soon as the first one does.
+pub async fn somebody_listens(endpoints: &[String], env: &Env) -> bool {
+    let mut probes: FuturesUnordered<_> = endpoints
+        .iter()
+        .map(|endpoint| probe(endpoint, env))
+        .collect();
+    while let Some(refused) = probes.next().await {
+        if refused.is_none() {
+            return true;
+        }
+    }
+    false
 }
 
 /// How long a node may take to accept a connection, when nothing else is known of it.

@@ -14,9 +14,6 @@ use crate::{
     },
 };
 
-/// Rows printed together.
-const PAGE_ROWS: usize = 500;
-
 pub async fn run(context: Context<'_, '_>, verb: Verb) -> Result<Exit, Problem> {
     match verb {
         Verb::Read { from, limit } => read(context, from, limit.limit).await,
@@ -37,23 +34,17 @@ async fn read(mut context: Context<'_, '_>, from: u64, limit: u64) -> Result<Exi
     } else {
         limit.saturating_add(1)
     };
-    let mut records = cluster.read_audit_log(from, asked);
+    let mut records = cluster.read_audit_log(from, asked).await?;
     let mut printer = Printer::new(streams.stdout, cli.output, streams.stdout_columns);
     let mut listing = printer.listing::<AuditRecord>("records");
-    let mut page = Vec::new();
     let mut more = false;
     while let Some(record) = records.next().await? {
-        if limit > 0 && listing.rows() + page.len() as u64 >= limit {
+        if limit > 0 && listing.rows() >= limit {
             more = true;
             break;
         }
-        page.push(AuditRecord::from(record));
-        if page.len() == PAGE_ROWS {
-            listing.page(&page)?;
-            page.clear();
-        }
+        listing.page(&[AuditRecord::from(record)])?;
     }
-    listing.page(&page)?;
     listing.end(more, "no audit record.")?;
     if more {
         context.say(&cut(limit));
@@ -98,7 +89,7 @@ impl Card for Verified {
 }
 
 async fn verify(mut context: Context<'_, '_>, expect: Option<String>) -> Result<Exit, Problem> {
-    let mut records = context.cluster.read_audit_log(0, 0);
+    let mut records = context.cluster.read_audit_log(0, 0).await?;
     let mut chain = Chain::default();
     while let Some(record) = records.next().await? {
         chain.follow(&record).map_err(broken)?;

@@ -5,7 +5,7 @@ use futures::future::join_all;
 use super::Context;
 use crate::{
     args::{Cluster as Verb, Format},
-    failure::{Exit, Problem},
+    failure::{Exit, IS_IT_RUNNING, Problem},
     output::{
         json::Switched,
         status::{Node, NodeStatus, Report},
@@ -85,7 +85,7 @@ async fn status(mut context: Context<'_, '_>) -> Result<Exit, Problem> {
         context.say(&format!("! {}", crate::output::clean(problem)));
     }
     if report.nodes.iter().all(|node| node.status.is_none()) {
-        context.say("next: is it running? `make cluster` starts three nodes; others are named by --endpoints or BILLINGCTL_ENDPOINTS");
+        context.say(&format!("next: {IS_IT_RUNNING}"));
     }
     Ok(if report.healthy() {
         Exit::Done

@@ -80,5 +80,5 @@ fn page_size(limit: u64, printed: u64) -> u32 {
 
 /// What people read below a list that was cut.
 fn cut(limit: u64) -> String {
-    format!("only the first {limit} are shown; --limit 0 shows all")
+    format!("there are more; --limit {limit} cut them, --limit 0 shows all")
 }

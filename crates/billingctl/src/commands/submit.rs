@@ -70,6 +70,10 @@ impl Card for Report {
 }
 
 impl Report {
+    fn is_empty(&self) -> bool {
+        self.submitted + self.unchanged + self.not_taken() == 0
+    }
+
     fn not_taken(&self) -> u64 {
         self.refused + self.broken
     }
@@ -148,6 +152,11 @@ pub async fn file(context: Context<'_, '_>, path: &Path, dry_run: bool) -> Resul
         }
     }
     submission.flush(lines.bytes()).await?;
+    if submission.report.is_empty() {
+        submission
+            .progress
+            .say(&format!("{} has a header and no invoices\n", clean(&name)));
+    }
     let report = submission.end();
     Printer::new(*stdout, cli.output, *stdout_columns).one(&report)?;
     verdict(&report)
@@ -326,18 +335,24 @@ impl Submission<'_> {
             Some(first) => format!("{} from line {first} on: ", self.name),
             None => String::new(),
         };
-        let longer = |words: Words| Words {
+        let longer = |words: Words, next: String| Words {
             what: format!("{at}{}", words.what),
-            next: if words.next.is_empty() {
-                so_far.clone()
-            } else {
-                format!("{}; {so_far}", words.next)
-            },
+            next,
         };
         match problem {
-            Problem::Refused(words) => Problem::Refused(longer(words)),
-            Problem::Failed(words) => Problem::Failed(longer(words)),
-            Problem::Unknown(words) => Problem::Unknown(longer(words)),
+            Problem::Refused(words) => {
+                let next = if words.next.is_empty() {
+                    so_far
+                } else {
+                    format!("{}; {so_far}", words.next)
+                };
+                Problem::Refused(longer(words, next))
+            }
+            Problem::Failed(words) => {
+                let next = format!("{so_far}; `billingctl cluster status` shows how the nodes are");
+                Problem::Failed(longer(words, next))
+            }
+            Problem::Unknown(words) => Problem::Unknown(longer(words, so_far)),
             Problem::Told(exit) => Problem::Told(exit),
             Problem::NobodyReads => Problem::NobodyReads,
         }

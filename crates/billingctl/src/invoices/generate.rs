@@ -68,15 +68,24 @@ pub fn write_csv(
     invoices: impl Iterator<Item = v1::Invoice>,
 ) -> io::Result<()> {
     let mut writer = csv::Writer::from_writer(out);
-    writer.write_record(COLUMNS)?;
+    let mut record = |fields: [&str; COLUMNS.len()]| {
+        // csv's own conversion hides a broken pipe, which is nobody's fault.
+        writer
+            .write_record(fields)
+            .map_err(|error| match error.into_kind() {
+                csv::ErrorKind::Io(error) => error,
+                other => io::Error::other(format!("{other:?}")),
+            })
+    };
+    record(COLUMNS)?;
     for invoice in invoices {
-        writer.write_record([
-            invoice.invoice_id,
-            invoice.customer_id,
-            invoice.amount_minor.to_string(),
-            invoice.currency,
-            invoice.due_at.as_ref().map(json::time).unwrap_or_default(),
-            invoice.priority.to_string(),
+        record([
+            &invoice.invoice_id,
+            &invoice.customer_id,
+            &invoice.amount_minor.to_string(),
+            &invoice.currency,
+            &invoice.due_at.as_ref().map(json::time).unwrap_or_default(),
+            &invoice.priority.to_string(),
         ])?;
     }
     writer.flush()

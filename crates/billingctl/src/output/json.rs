@@ -357,6 +357,13 @@ impl From<v1::Invoice> for Invoice {
     }
 }
 
+impl Invoice {
+    /// `1250 EUR`, in minor units; whoever shows it says so.
+    fn sum(&self) -> String {
+        format!("{} {}", self.amount_minor, self.currency)
+    }
+}
+
 /// An invoice and what became of it: GetInvoiceResponse.
 #[derive(Debug, Serialize)]
 pub struct InvoiceState {
@@ -418,21 +425,17 @@ impl Row for InvoiceState {
         "INVOICE",
         "STATUS",
         "AMOUNT MINOR",
-        "CURRENCY",
         "CUSTOMER",
         "DUE",
-        "ATTEMPTS",
         "HOLDER",
     ];
     fn cells(&self) -> Vec<String> {
         vec![
             self.id(),
             self.status.clone(),
-            self.invoiced(|invoice| invoice.amount_minor.to_string()),
-            self.invoiced(|invoice| invoice.currency.clone()),
+            self.invoiced(Invoice::sum),
             self.invoiced(|invoice| invoice.customer_id.clone()),
             self.invoiced(|invoice| invoice.due_at.clone().unwrap_or_default()),
-            self.attempts.to_string(),
             or_empty(self.lease.as_ref(), |lease| lease.holder.clone()),
         ]
     }
@@ -453,12 +456,7 @@ impl Card for InvoiceState {
             ),
             (
                 "amount",
-                self.invoiced(|invoice| {
-                    format!(
-                        "{} {} (minor units)",
-                        invoice.amount_minor, invoice.currency
-                    )
-                }),
+                self.invoiced(|invoice| format!("{} (minor units)", invoice.sum())),
             ),
             (
                 "due",
@@ -496,7 +494,6 @@ impl Row for ChargeState {
         "ATTEMPT",
         "KEY",
         "AMOUNT MINOR",
-        "CURRENCY",
         "PROVIDER",
         "OBJECT",
         "NOTE",
@@ -511,9 +508,8 @@ impl Row for ChargeState {
                 format!("{} {}", attempt.number, attempt.state)
             }),
             or_empty(attempt, |attempt| attempt.idempotency_key.clone()),
-            self.0.invoiced(|invoice| invoice.amount_minor.to_string()),
-            self.0.invoiced(|invoice| invoice.currency.clone()),
-            or_empty(terms, Terms::said),
+            self.0.invoiced(Invoice::sum),
+            or_empty(terms, |terms| terms.provider.clone()),
             or_empty(attempt, |attempt| attempt.provider_object.clone()),
             self.0.note.clone(),
         ]

@@ -32,6 +32,9 @@ pub trait Card: Serialize {
     fn name(&self) -> String;
 }
 
+/// Rows of a table that are held back until the width of its columns is known.
+const LAID_OUT_ROWS: usize = 500;
+
 /// Stdout, and how to write to it.
 pub struct Printer<'a> {
     out: &'a mut dyn Write,
@@ -84,6 +87,7 @@ impl<'a> Printer<'a> {
             printer: self,
             field,
             layout: None,
+            waiting: Vec::new(),
             rows: 0,
             row_type: std::marker::PhantomData,
         }
@@ -95,6 +99,8 @@ pub struct Listing<'p, 'a, R> {
     printer: &'p mut Printer<'a>,
     field: &'static str,
     layout: Option<table::Layout>,
+    /// Rows of a table that are not laid out yet.
+    waiting: Vec<Vec<String>>,
     rows: u64,
     row_type: std::marker::PhantomData<R>,
 }
@@ -106,12 +112,10 @@ impl<R: Row> Listing<'_, '_, R> {
         }
         match self.printer.format {
             Format::Table => {
-                let cells: Vec<Vec<String>> = rows.iter().map(Row::cells).collect();
-                let columns = self.printer.columns;
-                let layout = self
-                    .layout
-                    .get_or_insert_with(|| table::Layout::new(R::HEADERS, columns));
-                layout.page(self.printer.out, &cells)?;
+                self.waiting.extend(rows.iter().map(Row::cells));
+                if self.waiting.len() >= LAID_OUT_ROWS {
+                    self.lay_out()?;
+                }
             }
             Format::Json => {
                 for row in rows {
@@ -140,13 +144,26 @@ impl<R: Row> Listing<'_, '_, R> {
         Ok(())
     }
 
-    /// How many rows were printed.
+    /// Prints the rows that wait, in columns that fit them all.
+    fn lay_out(&mut self) -> io::Result<()> {
+        let rows = std::mem::take(&mut self.waiting);
+        if rows.is_empty() {
+            return Ok(());
+        }
+        let columns = self.printer.columns;
+        let layout = self
+            .layout
+            .get_or_insert_with(|| table::Layout::new(R::HEADERS, columns));
+        layout.page(self.printer.out, &rows)
+    }
+
+    /// How many rows were handed over.
     pub fn rows(&self) -> u64 {
         self.rows
     }
 
     /// Closes the list. `more`: there are rows beyond the limit. `empty` is what people read instead of no rows.
-    pub fn end(self, more: bool, empty: &str) -> io::Result<()> {
+    pub fn end(mut self, more: bool, empty: &str) -> io::Result<()> {
         match self.printer.format {
             Format::Table if self.rows == 0 => writeln!(self.printer.out, "{empty}"),
             Format::Json if self.rows == 0 => {
@@ -157,7 +174,8 @@ impl<R: Row> Listing<'_, '_, R> {
                 )
             }
             Format::Json => writeln!(self.printer.out, "\n  ],\n  \"more\": {more}\n}}"),
-            Format::Table | Format::Jsonl | Format::Name => Ok(()),
+            Format::Table => self.lay_out(),
+            Format::Jsonl | Format::Name => Ok(()),
         }
     }
 }
@@ -217,9 +235,20 @@ mod tests {
     }
 
     #[test]
-    fn a_second_page_has_no_second_header_and_keeps_its_columns() {
-        let text = print(Format::Table, None, &[&[BENJAMIN], &[ANA]]);
-        assert_eq!(text, "LEFT      RIGHT\nbenjamin  12\nana       7\n");
+    fn rows_of_one_table_stand_in_one_set_of_columns_however_they_arrive() {
+        let text = print(Format::Table, None, &[&[ANA], &[BENJAMIN]]);
+        assert_eq!(text, "LEFT      RIGHT\nana       7\nbenjamin  12\n");
+    }
+
+    #[test]
+    fn a_table_of_many_rows_is_printed_on_the_way_with_one_header() {
+        let rows: Vec<Pair> = (0..LAID_OUT_ROWS).map(|_| BENJAMIN).collect();
+        let text = print(Format::Table, None, &[&rows, &[ANA]]);
+        assert_eq!(text.matches("LEFT").count(), 1);
+        assert!(
+            text.ends_with("benjamin  12\nana       7\n"),
+            "the columns keep their width"
+        );
     }
 
     #[test]

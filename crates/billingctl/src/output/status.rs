@@ -1,6 +1,6 @@
 //! Decides how the state of the nodes looks, and what in it a person should notice. Reads only what the nodes said.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use billing_proto::v1;
 use serde::Serialize;
@@ -115,11 +115,9 @@ impl Row for Node {
         "ROLE",
         "TERM",
         "LEADER",
-        "LAST LOG",
         "COMMITTED",
         "APPLIED",
         "SNAPSHOT",
-        "VERSION",
     ];
     fn cells(&self) -> Vec<String> {
         let Some(status) = &self.status else {
@@ -141,11 +139,9 @@ impl Row for Node {
             } else {
                 status.leader_id.to_string()
             },
-            status.last_log_index.to_string(),
             status.committed_index.to_string(),
             status.applied_index.to_string(),
             status.snapshot_index.to_string(),
-            status.version.clone(),
         ]
     }
     fn name(&self) -> String {
@@ -214,6 +210,7 @@ impl Card for Report {
             ("charges", charges.to_owned()),
             ("paused", status.paused_providers.join(", ")),
             ("cluster time", span(status.cluster_time_ms)),
+            ("version", status.version.clone()),
             (
                 "members",
                 status
@@ -283,6 +280,13 @@ fn problems(nodes: &[Node]) -> Vec<String> {
         if let Some(error) = &node.error {
             problems.push(format!("{} does not answer: {error}", node.endpoint));
         }
+    }
+    let versions: BTreeSet<&str> = answered()
+        .map(|(_, status)| status.version.as_str())
+        .collect();
+    if versions.len() > 1 {
+        let versions = versions.into_iter().collect::<Vec<_>>().join(", ");
+        problems.push(format!("the nodes run different versions: {versions}"));
     }
     for (node, status) in answered() {
         if status.leader_id == 0 {
