@@ -125,10 +125,7 @@ async fn charge_run(source: Source, workers: usize, folder: Option<PathBuf>) -> 
     let report = match ran {
         Ok(report) => report,
         Err(error) => {
-            eprintln!(
-                "demo: logs and data are kept in {}",
-                temporary.keep().display()
-            );
+            kept(temporary, &options.folder);
             return Err(error);
         }
     };
@@ -144,11 +141,17 @@ async fn charge_run(source: Source, workers: usize, folder: Option<PathBuf>) -> 
     if report.holds() {
         return Ok(ExitCode::SUCCESS);
     }
-    eprintln!(
-        "demo: something does not hold; logs and data are kept in {}",
-        temporary.keep().display()
-    );
+    eprintln!("demo: something does not hold");
+    kept(temporary, &options.folder);
     Ok(ExitCode::from(1))
+}
+
+fn kept(temporary: tempfile::TempDir, folder: &std::path::Path) {
+    if temporary.path() == folder {
+        // Not removed any more.
+        let _ = temporary.keep();
+    }
+    eprintln!("demo: logs and data are kept in {}", folder.display());
 }
 
 async fn cluster(data: PathBuf, log: String) -> Result<ExitCode> {

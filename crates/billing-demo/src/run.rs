@@ -159,6 +159,11 @@ pub async fn run(options: &RunOptions) -> Result<Report> {
     Ok(report)
 }
 
+/// Above the progress bar, or as a plain line where there is no terminal to draw one on.
+fn tell(bar: &ProgressBar, line: &str) {
+    bar.suspend(|| say(line));
+}
+
 fn say(line: &str) {
     eprintln!("demo: {line}");
 }
@@ -288,26 +293,30 @@ async fn break_things(stage: &mut Stage, total: usize) -> Result<Report> {
         {
             stage.workers[number].signal(Signal::CONT)?;
             faults.stalled = None;
-            bar.println(format!(
-                "demo: {} goes on after {:.1} s",
-                stage.workers[number].name(),
-                since.elapsed().as_secs_f64()
-            ));
+            tell(
+                &bar,
+                &format!(
+                    "{} goes on after {:.1} s",
+                    stage.workers[number].name(),
+                    since.elapsed().as_secs_f64()
+                ),
+            );
         }
         if share >= KILL_AT && faults.killed.is_none() {
             let leader = stage.cluster.led(&stage.client, LEADER_WITHIN).await?;
             let now = Instant::now();
             stage.cluster.kill(leader)?;
             faults.killed = Some((leader, now));
-            bar.println(format!(
-                "demo: killed node {leader}, the leader, with SIGKILL at {paid} paid"
-            ));
+            tell(
+                &bar,
+                &format!("killed node {leader}, the leader, with SIGKILL at {paid} paid"),
+            );
             let gap = probe.gap(now, LEADER_WITHIN).await?;
             failover = Some(gap);
-            bar.println(format!(
-                "demo: the next lease was granted {} ms later",
-                gap.as_millis()
-            ));
+            tell(
+                &bar,
+                &format!("the next lease was granted {} ms later", gap.as_millis()),
+            );
         }
         if let Some((leader, _)) = faults
             .killed
@@ -315,7 +324,7 @@ async fn break_things(stage: &mut Stage, total: usize) -> Result<Report> {
         {
             stage.cluster.start_node(leader, false)?;
             faults.restarted = true;
-            bar.println(format!("demo: node {leader} starts again"));
+            tell(&bar, &format!("node {leader} starts again"));
         }
         stage.cluster.all_running()?;
         if let Some(status) = stage.sandbox.exited()? {
@@ -364,9 +373,10 @@ async fn stall_one(stage: &mut Stage, faults: &mut Faults, bar: &ProgressBar) ->
             .map_or(0, |page| page.leases.len());
         if held > 0 {
             faults.stalled = Some((number, Instant::now()));
-            bar.println(format!(
-                "demo: stopped {name} with SIGSTOP while it holds {held} leases"
-            ));
+            tell(
+                bar,
+                &format!("stopped {name} with SIGSTOP while it holds {held} leases"),
+            );
             return Ok(true);
         }
         stage.workers[number].signal(Signal::CONT)?;

@@ -209,6 +209,10 @@ pub(crate) async fn run(node: Arc<Inner>, mut gather: Gather) {
                 continue;
             }
         };
+        let batch = only_founding(&node, batch);
+        if batch.is_empty() {
+            continue;
+        }
         let mut commands = Vec::with_capacity(batch.len());
         let mut replies = Vec::with_capacity(batch.len());
         for ask in batch {
@@ -254,6 +258,22 @@ pub(crate) async fn run(node: Arc<Inner>, mut gather: Gather) {
             drop(place);
         });
     }
+}
+
+/// Between the election of the first leader and the ledger's first command only that command may pass: to a client the ledger
+/// would say "not bootstrapped" for good, while it is a matter of milliseconds.
+fn only_founding(node: &Inner, batch: Vec<Ask>) -> Vec<Ask> {
+    if node.replica.state().ledger.ledger_id().is_some() {
+        return batch;
+    }
+    let (founding, early): (Vec<_>, Vec<_>) = batch
+        .into_iter()
+        .partition(|ask| matches!(ask.command, Command::Bootstrap(_)));
+    refuse(
+        early,
+        &CallError::not_applied("the cluster is being founded"),
+    );
+    founding
 }
 
 fn answer_all(replies: Vec<oneshot::Sender<Answer>>, error: &CallError) {
