@@ -171,24 +171,6 @@ impl<K: Ord + Clone, V: Clone> CowMap<K, V> {
         self.iter().map(|(_, value)| value)
     }
 
-    /// In order, from the first key at or above `start`.
-    pub fn iter_from<'a>(
-        &'a self,
-        start: &K,
-    ) -> impl Iterator<Item = (&'a K, &'a V)> + use<'a, K, V> {
-        let chunk = self.chunk_of(start).unwrap_or(0);
-        let slot = match self.chunks.get(chunk) {
-            Some(found) => found.entries.partition_point(|(key, _)| key < start),
-            None => 0,
-        };
-        self.chunks
-            .iter()
-            .skip(chunk)
-            .enumerate()
-            .flat_map(move |(nth, chunk)| chunk.entries[if nth == 0 { slot } else { 0 }..].iter())
-            .map(|(key, value)| (key, value))
-    }
-
     /// In order, from the first key above `after`; None: from the start.
     pub fn iter_after<'a>(
         &'a self,
@@ -255,7 +237,6 @@ mod tests {
             assert_eq!(map.get(&changed), model.get(&changed));
             if step % 97 == 0 {
                 let start = steps.next(3_000);
-                assert!(map.iter_from(&start).eq(model.range(start..)));
                 assert!(map.iter_after(Some(&start)).eq(model.range(start + 1..)));
                 assert!(map.iter_after(None).eq(model.iter()));
                 assert_eq!(map.first(), model.first_key_value());

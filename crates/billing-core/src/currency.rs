@@ -47,8 +47,15 @@ impl fmt::Debug for Currency {
 
 impl TryFrom<String> for Currency {
     type Error = OutOfBounds;
+    /// What was stored has the one spelling that is ever stored.
     fn try_from(code: String) -> Result<Self, OutOfBounds> {
-        Self::new(&code)
+        Self::new(&code).and_then(|known| {
+            if known.as_str() == code {
+                Ok(known)
+            } else {
+                Err(Self::OUT_OF_BOUNDS)
+            }
+        })
     }
 }
 

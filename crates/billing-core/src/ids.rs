@@ -43,14 +43,8 @@ fn is_ledger_id(text: &str) -> bool {
 macro_rules! text_id {
     ($(#[$doc:meta])* $name:ident, $field:literal, $max:expr, $allowed:path, $bound:literal) => {
         $(#[$doc])*
-        #[derive(Clone, Eq, PartialOrd, Ord, Hash)]
+        #[derive(Clone, PartialEq, Eq, PartialOrd, Ord, Hash)]
         pub struct $name(Arc<str>);
-
-        impl PartialEq for $name {
-            fn eq(&self, other: &Self) -> bool {
-                Arc::ptr_eq(&self.0, &other.0) || self.0 == other.0 // Clones of one id are common, and equal at a glance.
-            }
-        }
 
         impl $name {
             pub fn new(text: &str) -> Result<Self, OutOfBounds> {

@@ -89,7 +89,7 @@ impl Ledger {
         self.begun(&begin.invoice)
     }
 
-    fn open_attempt(&mut self, begin: &BeginCharge) -> Result<Reply, Rejection> {
+    pub(super) fn open_attempt(&mut self, begin: &BeginCharge) -> Result<Reply, Rejection> {
         let (now, wall) = (self.scalars.now, self.scalars.wall);
         let used_up = || Rejection::AttemptsUsedUp {
             invoice: begin.invoice.clone(),

@@ -378,6 +378,11 @@ impl Index {
             .zip(&wanted.by_status)
             .all(|(a, b)| same(a, b));
         must!(
+            self.counts == wanted.counts,
+            "I2",
+            "the counts by status differ from the records"
+        );
+        must!(
             statuses,
             "I2",
             "the index by status differs from the records"

@@ -508,6 +508,8 @@ impl Ledger {
             LeaseEnd::WithIt => (None, false),
         };
         invoice.last_expired = expired;
+        // The provider's time may have passed while the lease stood: then it is merely in doubt.
+        invoice.waiting_until = invoice.waiting_until.filter(|until| *until > now);
         let number = invoice.live().map(|attempt| attempt.number);
         if number.is_some() && invoice.phase == Phase::Ready && invoice.waiting_until.is_none() {
             let wait = backoff_ms(

@@ -13,6 +13,8 @@ mod sessions;
 mod settle;
 mod snapshot;
 mod state;
+#[cfg(test)]
+mod tests;
 mod time;
 mod waiters;
 

@@ -56,7 +56,7 @@ struct Saved {
 
 #[derive(Deserialize)]
 #[serde(try_from = "u16")]
-struct Format;
+pub(super) struct Format;
 
 impl TryFrom<u16> for Format {
     type Error = BadSnapshot;

@@ -358,6 +358,22 @@ fn waiting_lasts_until_the_provider_said_and_is_then_looked_up() {
 }
 
 #[test]
+fn a_waiting_time_that_passed_under_a_lease_leaves_the_attempt_in_doubt() {
+    charging("lookup", "
+         1s  ana settles inv-7/1 with token 1 pending 5s => WAITING
+         2s  ben acquires inv-7 for 60s       => token 2, attempt 1 Open
+        10s  ben releases inv-7 with token 2  => released
+        10s  look at inv-7                    => IN_DOUBT, attempt 1 Open, next try in 1000 ms
+    ");
+    charging("", "
+         1s  ana settles inv-7/1 with token 1 pending 5s => WAITING
+         2s  ben acquires inv-7 for 60s       => token 2, attempt 1 Open
+        20s  ben releases inv-7 with token 2  => released
+        20s  look at inv-7                    => REVIEW, attempt 1 Open, no answer, and the provider cannot be asked, next try in 1000 ms
+    ");
+}
+
+#[test]
 fn a_persons_no_is_refused_while_it_could_be_hasty() {
     charging("", "
          1s  eve resolves inv-7/1 not charged => refused: invoice inv-7 is held by ana for another 59000 ms
