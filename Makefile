@@ -7,7 +7,7 @@ SHIPPED := -p billing-server -p billingctl -p billing-worker -p billing-sandbox 
 DATA ?= data
 INVOICES ?= 10000
 
-.PHONY: help build check fix test demo cluster sim-smoke clean
+.PHONY: help build check fix test demo cluster bench clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -36,6 +36,10 @@ demo: build ## a charge run over three nodes that loses its leader (INVOICES=100
 
 cluster: build ## three nodes in the foreground on ports 7101 to 7103, data in DATA=data; Ctrl-C ends all
 	@target/release/billing-demo cluster --data '$(DATA)'
+
+bench: build ## pairs/s at 1, 16, 64 and 256 callers beside the disk's fdatasync rate
+	$(CARGO) build --release --locked -p billing-bench
+	@target/release/billing-bench
 
 clean: ## remove what was built; never the data
 	$(CARGO) clean

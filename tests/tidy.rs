@@ -11,7 +11,7 @@ const ROOT: &str = env!("CARGO_MANIFEST_DIR");
 const FILE_LINES_MAX: usize = 900;
 
 /// Crate -> the crates of ours that it may name in `[dependencies]`.
-const ARROWS: [(&str, &[&str]); 11] = [
+const ARROWS: [(&str, &[&str]); 12] = [
     ("billing-core", &[]),
     ("billing-env", &[]),
     ("billing-store", &["billing-env"]),
@@ -65,6 +65,7 @@ const ARROWS: [(&str, &[&str]); 11] = [
             "billing-proto",
         ],
     ),
+    ("billing-bench", &["billing-client", "billing-demo"]),
     (
         "billing-sim",
         &[
@@ -95,7 +96,12 @@ const ABSENCES: [(&[&str], &[&str], &str); 5] = [
     (
         &["SystemTime::now", "Instant::now", "UNIX_EPOCH"],
         // The sandbox is somebody else's machine; the demo measures from outside.
-        &["billing-env", "billing-sandbox", "billing-demo"],
+        &[
+            "billing-env",
+            "billing-sandbox",
+            "billing-demo",
+            "billing-bench",
+        ],
         "time comes in through billing-env's Clock",
     ),
     (
