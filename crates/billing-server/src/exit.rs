@@ -32,7 +32,7 @@ pub enum Fatal {
     Store(#[from] StoreError),
     /// `--bootstrap` on a folder that holds a node.
     #[error(
-        "{0}. --bootstrap founds a new cluster, once; from the second start on leave it away, with --ledger-id and --no-prior-charges"
+        "{0}. --bootstrap founds a new cluster, once; from the second start on leave --bootstrap and --no-prior-charges away"
     )]
     FoundedAlready(StoreError),
     /// No `--bootstrap`, and nothing to start from.
