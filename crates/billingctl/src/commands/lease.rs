@@ -146,9 +146,10 @@ async fn list(
 
 /// `ana@host`, for people.
 pub fn holder_default() -> String {
-    let user = std::env::var("USER")
-        .or_else(|_| std::env::var("LOGNAME"))
-        .unwrap_or_else(|_| "somebody".to_owned());
+    let user = ["USER", "LOGNAME"]
+        .into_iter()
+        .find_map(|name| std::env::var(name).ok());
+    let user = user.unwrap_or_else(|| format!("uid{}", rustix::process::getuid()));
     let system = rustix::system::uname();
     format!("{user}@{}", system.nodename().to_string_lossy())
 }

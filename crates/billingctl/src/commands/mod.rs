@@ -36,8 +36,10 @@ impl Context<'_, '_> {
         )
     }
 
-    /// A line of talk.
+    /// A line of talk, below what was printed so far.
     fn say(&mut self, text: &str) {
+        // What cannot be written there fails the command when it ends.
+        let _ = self.streams.stdout.flush();
         // Nobody is left to be told when stderr is closed; the exit code still says it.
         let _ = writeln!(self.streams.stderr, "{text}");
     }

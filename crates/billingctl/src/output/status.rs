@@ -35,7 +35,7 @@ pub struct NodeStatus {
     pub state_hash: String,
     pub state_hash_index: u64,
     pub charges_allowed: bool,
-    /// Status -> how many, every status that occurs.
+    /// Status -> how many.
     pub invoices: BTreeMap<String, u64>,
     pub leases: u64,
     pub sessions: u64,
@@ -190,6 +190,7 @@ impl Card for Report {
         let invoices = status
             .invoices
             .iter()
+            .filter(|(_, count)| **count > 0)
             .map(|(status, count)| format!("{count} {status}"))
             .collect::<Vec<_>>();
         let invoices = if invoices.is_empty() {
