@@ -19,7 +19,7 @@ impl Node {
     pub async fn acquire_waiting(&self, actor: Actor, acquire: AcquireLease) -> Answer {
         let slot = acquire.requester.slot();
         let inner = &self.inner;
-        let wait = Duration::from_millis(acquire.wait.get().into());
+        let wait = Duration::from_millis(acquire.wait.get());
         let give_up = inner.env.clock.monotonic() + wait + inner.config.call_timeout;
         let mut withdrawal = Withdrawal {
             inner: inner.clone(),

@@ -76,8 +76,11 @@ pub struct Links {
     env: Env,
     me: Arc<Me>,
     folders: Folders,
-    channels: Arc<Mutex<BTreeMap<(u64, Lane), (String, Channel)>>>,
+    channels: Arc<Mutex<Channels>>,
 }
+
+/// The channel to each node by lane, and the address that it was opened for.
+type Channels = BTreeMap<(u64, Lane), (String, Channel)>;
 
 /// How this node introduces itself.
 #[derive(Debug)]
