@@ -246,7 +246,10 @@ impl Cluster {
             }
         }
         for process in self.nodes.iter_mut().flatten() {
-            process.stop(STOP_PATIENCE).await?;
+            // Not SIGTERM again: a second one asks a node to end at once.
+            if process.ended(STOP_PATIENCE).await?.is_none() {
+                process.kill()?;
+            }
         }
         Ok(())
     }
