@@ -10,13 +10,16 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use crate::config::Peer;
 
 const AFTER_HELP: &str = "\
-Three nodes on one machine. The flags are the same on all three but for the id and the folder; each node
-finds its own addresses in --peers:
+Three nodes on one machine. The flags differ in the id and the folder only; each node finds
+its own addresses in --peers:
 
-  P=1=127.0.0.1:7101/127.0.0.1:7201,2=127.0.0.1:7102/127.0.0.1:7202,3=127.0.0.1:7103/127.0.0.1:7203
-  billingd --node-id 1 --data-dir data/1 --peers $P --bootstrap --ledger-id demo --no-prior-charges &
-  billingd --node-id 2 --data-dir data/2 --peers $P --bootstrap --ledger-id demo --no-prior-charges &
-  billingd --node-id 3 --data-dir data/3 --peers $P --bootstrap --ledger-id demo --no-prior-charges &
+  P=1=127.0.0.1:7101/127.0.0.1:7201
+  P=$P,2=127.0.0.1:7102/127.0.0.1:7202
+  P=$P,3=127.0.0.1:7103/127.0.0.1:7203
+  FIRST='--bootstrap --ledger-id demo --no-prior-charges'
+  billingd --node-id 1 --data-dir data/1 --peers $P $FIRST &
+  billingd --node-id 2 --data-dir data/2 --peers $P $FIRST &
+  billingd --node-id 3 --data-dir data/3 --peers $P $FIRST &
 
 From the second start on, leave --bootstrap and --no-prior-charges away:
 
@@ -26,18 +29,19 @@ Then ask any of them:
 
   billingctl --endpoints 127.0.0.1:7102 cluster status
 
-Every setting may also stand in the environment (BILLINGD_NODE_ID=1) or in a TOML file (node_id = 1);
-flags win over the environment, the environment over the file. `billingd check-config` prints what holds
-and where it came from, and starts nothing.
+Every setting may also stand in the environment (BILLINGD_NODE_ID=1) or in a TOML file
+(node_id = 1), except those of --bootstrap, which are said once. Flags win over the
+environment, the environment over the file. `billingd check-config` prints what holds and
+where it came from, and starts nothing.
 
 Exit codes:
   0  ended as it was asked to
   2  wrong flags, environment or configuration file; nothing was started
-  3  this data folder cannot serve this node: empty, another's, in use, or of a newer format
+  3  this data folder cannot serve this node: empty, another's, in use, of a newer format
   4  the data folder is damaged: this node must not vote again under its id
   5  a listening address cannot be had, such as a port in use
   6  the disk failed or is full; everything acknowledged is kept
-  7  another node contradicts this one: the same id twice, another cluster, another state
+  7  another node contradicts this one: the same id twice, a lost disk, another state
   8  ended at once by a second signal
   70 a bug in billingd";
 

@@ -324,3 +324,68 @@ async fn one_call_too_many_is_refused_at_once_and_health_still_answers() -> Resu
     cluster.stop().await;
     Ok(())
 }
+
+#[tokio::test]
+async fn a_call_that_outlasts_the_grace_is_cut_off_and_the_node_ends() -> Result<()> {
+    let mut cluster = Cluster::start(1).await?;
+    let (requests, stream) = tokio::sync::mpsc::channel(1);
+    let mut invoices = cluster.invoices(0)?;
+    let call = tokio::spawn(async move {
+        let stream = tokio_stream::wrappers::ReceiverStream::new(stream);
+        invoices.submit_invoices(stream).await
+    });
+    requests
+        .send(v1::SubmitInvoicesRequest {
+            invoice: Some(invoice("inv-7", 100)),
+        })
+        .await?;
+    let view = v1::GetInvoiceRequest {
+        invoice_id: "inv-7".into(),
+        stale_ok: false,
+    };
+    common::until(|| async { Ok(cluster.invoices(0)?.get_invoice(view.clone()).await.is_ok()) })
+        .await?;
+    let node = cluster.nodes.remove(0);
+    let grace = std::time::Duration::from_millis(200);
+    tokio::time::timeout(PATIENCE, node.finish(grace)).await?;
+    drop(requests);
+    // Whatever the call hears, it comes to an end.
+    let _ = tokio::time::timeout(PATIENCE, call).await??;
+    Ok(())
+}
+
+#[tokio::test]
+async fn one_connection_too_many_is_closed_and_the_others_go_on() -> Result<()> {
+    let limits = ClientLimits {
+        calls_max: 100,
+        connections_max: 1,
+    };
+    let cluster = Cluster::with_limits(1, limits).await?;
+    // The connections that asked for health are gone soon; their place is this one's.
+    let mut first = cluster.leases(0)?;
+    common::until(|| async {
+        Ok(first
+            .clone()
+            .acquire_lease(acquire("a", "ana"))
+            .await
+            .is_ok())
+    })
+    .await?;
+    let second = cluster.leases(0)?.acquire_lease(acquire("b", "ana")).await;
+    assert!(second.is_err(), "{second:?}");
+    first.acquire_lease(acquire("b", "ana")).await?;
+    cluster.stop().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_message_beyond_the_bound_is_refused_unread() -> Result<()> {
+    let cluster = Cluster::start(1).await?;
+    let mut leases = cluster.leases(0)?;
+    let huge = acquire("inv-7", &"x".repeat(5 << 20));
+    let status = leases.acquire_lease(huge).await.err().context("taken")?;
+    assert_eq!(status.code(), Code::OutOfRange, "{status:?}");
+    leases.acquire_lease(acquire("inv-7", "ana")).await?;
+    cluster.stop().await;
+    Ok(())
+}
