@@ -58,7 +58,7 @@ pub struct Args {
     /// End once nothing is due, in doubt or at work in others' hands.
     #[arg(long)]
     until_empty: bool,
-    /// With --until-empty: wait for what becomes due within this time.
+    /// With --until-empty: wait for what becomes due within this time, and as long for a cluster that does not answer.
     #[arg(long, env = "BILLING_WORKER_PATIENCE", default_value = "10m", value_name = "TIME", value_parser = humantime::parse_duration)]
     patience: Duration,
     /// After a signal: how long charges on the wire may take to end.

@@ -118,21 +118,27 @@ impl Run {
         }
     }
 
+    /// A daemon waits for its cluster for as long as that takes; a run that is to end has its patience.
     async fn open_session(&self) -> Result<Session, Failure> {
+        let clock = &self.client.env().clock;
+        let since = clock.monotonic();
         loop {
             let options =
                 SessionOptions::new(self.options.holder.clone(), self.options.session_ttl);
-            match self.client.open_session(options).await {
+            let failure = match self.client.open_session(options).await {
                 Ok(session) => return Ok(session),
-                Err(Failure::Rejected(rejection @ Rejection::Overloaded { .. })) => {
-                    tracing::warn!(%rejection, "no session yet");
+                Err(Failure::Rejected(rejection))
+                    if !matches!(rejection, Rejection::Overloaded { .. }) =>
+                {
+                    return Err(Failure::Rejected(rejection));
                 }
-                Err(rejected @ Failure::Rejected(_)) => return Err(rejected),
-                Err(failure) => {
-                    tracing::warn!(%failure, "the cluster does not open a session; trying on")
-                }
+                Err(failure) => failure,
+            };
+            if self.options.until_empty && clock.monotonic().since(since) >= self.options.patience {
+                return Err(failure);
             }
-            self.client.env().clock.sleep(FAILED_PAUSE).await;
+            tracing::warn!(%failure, "the cluster does not open a session; trying on");
+            clock.sleep(FAILED_PAUSE).await;
         }
     }
 
