@@ -5,18 +5,17 @@
 use std::time::Duration;
 
 use billing_core::{
-    AccountId, Bill, Charged, DeclineCode, Detail, Finality, IdempotencyKey, InFlightMs,
-    InvoiceStatus, ObjectId, OutOfBounds, Outcome as Said, ProviderId, Rejection, Terms,
-    ValidForMs, WallTime,
+    Bill, Charged, DeclineCode, Detail, Finality, IdempotencyKey, InvoiceStatus, ObjectId,
+    Outcome as Said, Rejection, Terms, WallTime,
 };
 use billing_env::{BootTime, Env};
 use billing_proto::Failure;
 
+use crate::config::{GateConfig, GateError, terms};
 use crate::http::Connections;
-use crate::payers::{Payer, Payers};
+use crate::outcome::Outcome;
+use crate::payers::Payer;
 use crate::port::{Account, Attempt, Begun, Hold, LedgerPort};
-use crate::profile::Profile;
-use crate::secret::SecretKey;
 use crate::stripe::{self, Answer, ChargeParams, Intent, IntentState, Stripe};
 
 /// Sends of one key under one lease. More would rather be tried by the next holder, after the ledger's back-off.
@@ -29,88 +28,6 @@ const LEDGER_TRIES_MAX: u32 = 3;
 const CHARGED_TRIES_MAX: u32 = 12;
 const LEDGER_BACK_OFF: Duration = Duration::from_millis(200);
 const LEDGER_BACK_OFF_MAX: Duration = Duration::from_secs(5);
-
-/// What a gate is made of.
-#[derive(Clone, Debug)]
-pub struct GateConfig {
-    /// The name of the profile: `stripe`.
-    pub provider: String,
-    pub profile: Profile,
-    /// The provider's host:port. Plain HTTP.
-    pub address: String,
-    /// The account's name in the ledger; every gate of one account must use the same.
-    pub account: String,
-    pub key: SecretKey,
-    pub payers: Payers,
-}
-
-/// Why a gate cannot be made of that.
-#[derive(Debug, thiserror::Error)]
-pub enum GateError {
-    #[error("profile `{0}` has no provider to send to: its charges are made by people")]
-    NoProvider(String),
-    #[error(
-        "a live key is not sent to {0} in plain text: put the provider behind a local TLS proxy, or use a test key"
-    )]
-    LiveKeyInPlain(String),
-    #[error("profile `{profile}`: {source}")]
-    Terms {
-        profile: String,
-        source: OutOfBounds,
-    },
-    #[error(transparent)]
-    Header(#[from] http::Error),
-}
-
-/// What became of one charge.
-#[derive(Debug)]
-pub enum Outcome {
-    /// Money moved, and the ledger knows.
-    Charged {
-        charged: Charged,
-        status: InvoiceStatus,
-    },
-    /// The card said no, and the ledger knows.
-    Declined {
-        code: DeclineCode,
-        status: InvoiceStatus,
-    },
-    /// The provider is at work; the ledger looks again later.
-    Pending { status: InvoiceStatus },
-    /// A look-up found nothing. The ledger decided whether that ends the attempt.
-    NothingFound { status: InvoiceStatus },
-    /// The attempt's object can never succeed; the next attempt makes another.
-    ObjectCancelled { status: InvoiceStatus },
-    /// Nobody can tell yet. The attempt stays open and is continued under its key. `told`: the ledger knows as much.
-    InDoubt { why: String, told: bool },
-    /// The lease was lost before anything was sent under it; the ledger hands the invoice on.
-    LeaseLost,
-    /// The ledger said no before anything was sent.
-    Refused(Rejection),
-    /// BeginCharge got no usable answer; nothing was sent.
-    NotBegun(Failure),
-    /// Money moved and the ledger could not be told. The next holder finds it by its object.
-    ChargedUnsettled { charged: Charged, failure: Failure },
-}
-
-impl Outcome {
-    /// The settlement ended the lease: nothing is left to give back.
-    pub fn ended_the_lease(&self) -> bool {
-        match self {
-            Outcome::Charged { .. }
-            | Outcome::Declined { .. }
-            | Outcome::Pending { .. }
-            | Outcome::NothingFound { .. }
-            | Outcome::ObjectCancelled { .. }
-            | Outcome::InDoubt { told: true, .. } => true,
-            Outcome::InDoubt { told: false, .. }
-            | Outcome::LeaseLost
-            | Outcome::Refused(_)
-            | Outcome::NotBegun(_)
-            | Outcome::ChargedUnsettled { .. } => false,
-        }
-    }
-}
 
 /// One provider account, one credential.
 pub struct Gate {
@@ -771,20 +688,6 @@ fn known_of(intent: Intent, from: &str) -> Known {
             Known::Cancelled(intent.object)
         }
     }
-}
-
-fn terms(config: &GateConfig) -> Result<Terms, OutOfBounds> {
-    let ms = |duration: Duration| u64::try_from(duration.as_millis()).unwrap_or(u64::MAX);
-    Ok(Terms {
-        provider: ProviderId::new(&config.provider)?,
-        account: AccountId::new(&config.account)?,
-        live: config.key.is_live(),
-        fingerprint: billing_core::Fingerprint::new(b"nothing is sent")?, // Replaced for each charge that is.
-        valid_for: ValidForMs::new(ms(config.profile.valid_for))?,
-        in_flight_max: InFlightMs::new(ms(config.profile.in_flight_max))?,
-        can_look_up: config.profile.look_up,
-        sticky: config.profile.sticky_declines,
-    })
 }
 
 fn back_off(tries: u32) -> Duration {

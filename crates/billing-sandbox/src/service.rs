@@ -262,7 +262,7 @@ impl Inner {
     }
 
     fn state(&self) -> MutexGuard<'_, State> {
-        // A panic in another request leaves books that are still worth reading: `apply` works on one object at a time.
+        // A panic in another request leaves books that are still worth reading.
         self.state
             .lock()
             .unwrap_or_else(std::sync::PoisonError::into_inner)

@@ -10,6 +10,8 @@ use billing_gate::{GateConfig, Payer, Payers, Profile, SHIPPED, SecretKey};
 use billing_worker::RunOptions;
 use clap::Parser;
 
+use crate::payers;
+
 const ABOUT: &str =
     "The charge run: claims due invoices, has the gate charge them, gives the leases back.";
 
@@ -147,7 +149,7 @@ impl Args {
                 .with_context(|| format!("cannot read profiles {}", path.display()))?,
         };
         let payers = match &self.payers {
-            Some(path) => Payers::from_file(path)?,
+            Some(path) => payers::read(path)?,
             None => Payers::Everyone(Payer {
                 provider_customer: None,
                 payment_method: self.payment_method.clone(),

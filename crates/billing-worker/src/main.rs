@@ -2,6 +2,7 @@
 //! ending into an exit code.
 
 mod args;
+mod payers;
 mod progress;
 
 use std::io::{IsTerminal, Write};
