@@ -192,6 +192,11 @@ impl Submission {
             }
         }
         let results = door.each(actor.clone(), commands.into_iter()).await;
+        // One that was not applied proves nothing about its neighbours: they may have travelled in another batch.
+        let nothing_applied = self.position == 0
+            && results
+                .iter()
+                .all(|result| matches!(result, Err(Failure::NotApplied(_) | Failure::Rejected(_))));
         for (invoice_id, result) in ids.into_iter().zip(results) {
             let position = self.position;
             self.position += 1;
@@ -210,11 +215,11 @@ impl Submission {
                         position,
                     });
                 }
-                Err(Failure::NotApplied(status)) if position == 0 => return Err(status),
+                Err(Failure::NotApplied(status)) if nothing_applied => return Err(status),
                 Err(Failure::NotApplied(status) | Failure::Unknown(status)) => {
                     return Err(status::outcome_unknown(format!(
-                        "invoice {invoice_id} at position {position} of the stream: {}; those before it are submitted, \
-                         and may be sent again",
+                        "invoice {invoice_id} at position {position} of the stream: {}; others of the stream may be \
+                         submitted; all of it may be sent again",
                         status.message()
                     )));
                 }
