@@ -208,6 +208,15 @@ impl World {
         leader.ok_or_else(|| anyhow!("no leader"))
     }
 
+    /// Steps until every machine knows the ledger.
+    pub fn bootstrapped(&mut self) -> Result<()> {
+        self.until("the ledger is bootstrapped everywhere", |world| {
+            let statuses = world.statuses();
+            statuses.len() == world.hosts.len()
+                && statuses.values().all(|status| status.ledger_id.is_some())
+        })
+    }
+
     /// Steps until all running nodes have applied equally far and none has more in its log.
     pub fn settled(&mut self) -> Result<()> {
         self.until("all nodes have applied equally far", |world| {

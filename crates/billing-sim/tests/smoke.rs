@@ -6,8 +6,8 @@ use anyhow::{Result, ensure};
 
 const SEEDS: [u64; 6] = [1, 2, 3, 5, 8, 13];
 
-/// The line that a seed prints when everything held.
-fn smoke(seeds: &[u64]) -> Result<Vec<String>> {
+/// The lines that seeds print when everything held.
+fn run(scenario: &str, seeds: &[u64]) -> Result<Vec<String>> {
     let mut lines = Vec::new();
     // Two at a time: they share nothing, and the machine is small.
     for pair in seeds.chunks(2) {
@@ -15,7 +15,7 @@ fn smoke(seeds: &[u64]) -> Result<Vec<String>> {
             .iter()
             .map(|seed| {
                 Command::new(env!("CARGO_BIN_EXE_billing-sim"))
-                    .args(["smoke", "--seed", &seed.to_string()])
+                    .args([scenario, "--seed", &seed.to_string()])
                     .stdout(Stdio::piped())
                     .stderr(Stdio::piped())
                     .spawn()
@@ -37,7 +37,7 @@ fn smoke(seeds: &[u64]) -> Result<Vec<String>> {
 
 #[test]
 fn three_nodes_survive_a_partition_and_a_crash() -> Result<()> {
-    let mut lines = smoke(&SEEDS)?;
+    let mut lines = run("smoke", &SEEDS)?;
     lines.sort();
     lines.dedup();
     ensure!(
@@ -49,8 +49,13 @@ fn three_nodes_survive_a_partition_and_a_crash() -> Result<()> {
 
 #[test]
 fn the_same_seed_gives_the_same_trace_in_another_process() -> Result<()> {
-    let lines = smoke(&[7, 7])?;
+    let lines = run("smoke", &[7, 7])?;
     ensure!(lines[0] == lines[1], "{lines:#?}");
     ensure!(lines[0].contains("trace="), "{lines:#?}");
     Ok(())
+}
+
+#[test]
+fn a_node_whose_disk_fails_ends_and_the_others_go_on() -> Result<()> {
+    run("broken_disk", &[1, 2, 3, 4]).map(drop)
 }

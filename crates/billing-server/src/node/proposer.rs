@@ -335,3 +335,111 @@ pub(crate) async fn drained(in_flight: &Arc<Semaphore>, env: &Env, patience: Dur
         () = env.clock.sleep(patience) => {}
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use billing_core::{Evidence, InvoiceId};
+
+    use super::*;
+
+    fn tick(queue: &Queue) -> Result<Asked, CallError> {
+        queue.ask(Actor::ledger(), Command::Tick)
+    }
+
+    fn force_release(reason_bytes: usize) -> Result<Command, billing_core::OutOfBounds> {
+        Ok(Command::ForceRelease(billing_core::ForceRelease {
+            invoice: InvoiceId::new("inv-7")?,
+            reason: Evidence::new(&"x".repeat(reason_bytes))?,
+        }))
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_closed_at_its_commands() -> Result<(), CallError> {
+        let (queue, mut gather) = queue();
+        let asked = (0..BATCH_COMMANDS_MAX + 1)
+            .map(|_| tick(&queue))
+            .collect::<Result<Vec<_>, _>>()?;
+        assert_eq!(
+            gather.next().await.map(|batch| batch.len()),
+            Some(BATCH_COMMANDS_MAX)
+        );
+        assert_eq!(
+            gather.next().await.map(|batch| batch.len()),
+            Some(1),
+            "none is left behind"
+        );
+        drop(asked);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_batch_is_closed_at_its_bytes() -> Result<(), Box<dyn std::error::Error>> {
+        let (queue, mut gather) = queue();
+        let command = force_release(1_000)?;
+        let each = size_of(&Actor::ledger(), &command)?;
+        let asked = (0..100)
+            .map(|_| queue.ask(Actor::ledger(), command.clone()))
+            .collect::<Result<Vec<_>, _>>()?;
+        let mut left = 100;
+        while left > 0 {
+            let batch = gather.next().await.unwrap_or_default();
+            assert!(
+                batch.len() * each <= BATCH_BYTES_MAX,
+                "{} commands",
+                batch.len()
+            );
+            assert!(
+                batch.len() == left || (batch.len() + 1) * each > BATCH_BYTES_MAX,
+                "it lingers"
+            );
+            left -= batch.len();
+        }
+        drop(asked);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_lone_command_does_not_wait_for_company() -> Result<(), CallError> {
+        let (queue, mut gather) = queue();
+        let asked = tick(&queue)?;
+        let batch = futures::poll!(std::pin::pin!(gather.next()));
+        assert!(matches!(batch, std::task::Poll::Ready(Some(batch)) if batch.len() == 1));
+        drop(asked);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn who_gave_up_before_the_batch_closed_is_not_proposed() -> Result<(), CallError> {
+        let (queue, mut gather) = queue();
+        let env = Env::real();
+        let given_up = tick(&queue)?.answer(&env, Duration::ZERO).await;
+        assert!(
+            matches!(given_up, Err(CallError::NotApplied { .. })),
+            "{given_up:?}"
+        );
+        let dropped = tick(&queue)?;
+        drop(dropped);
+        let kept = tick(&queue)?;
+        let batch = gather.next().await.unwrap_or_default();
+        assert_eq!(batch.len(), 1, "only the one that still waits");
+        // Now it has left: giving up says so.
+        let late = kept.answer(&env, Duration::ZERO).await;
+        assert!(matches!(late, Err(CallError::Unknown { .. })), "{late:?}");
+        Ok(())
+    }
+
+    #[test]
+    fn a_full_queue_refuses_the_next() -> Result<(), CallError> {
+        let (queue, _gather) = queue();
+        let asked = (0..PROPOSALS_QUEUED_MAX)
+            .map(|_| tick(&queue))
+            .collect::<Result<Vec<_>, _>>()?;
+        let refused = tick(&queue).err();
+        assert!(
+            matches!(refused, Some(CallError::Overloaded { .. })),
+            "{refused:?}"
+        );
+        drop(asked);
+        Ok(())
+    }
+}

@@ -234,13 +234,14 @@ async fn tick(node: Arc<Inner>) {
     let mut applied = node.replica.applied();
     let mut ready = node.replica.clock.ready();
     loop {
+        // Before looking: what is applied from here on wakes the wait below.
+        applied.mark_unchanged();
         let leads = node.leadership().is_some();
         let (needed, before) = {
             let state = node.replica.state();
             (state.ledger.tick_needed(), state.ledger.now())
         };
         let Some(every_ms) = needed.filter(|_| leads) else {
-            applied.mark_unchanged();
             tokio::select! {
                 changed = applied.changed() => if changed.is_err() { return },
                 changed = ready.changed() => if changed.is_err() { return },

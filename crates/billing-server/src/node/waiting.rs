@@ -27,6 +27,7 @@ impl Node {
             slot,
             armed: false,
         };
+        let mut queued = false;
         loop {
             let mut place = inner.replica.waiters.register(slot)?;
             withdrawal.armed = true;
@@ -34,7 +35,9 @@ impl Node {
                 .propose(actor.clone(), Command::AcquireLease(acquire.clone()))
                 .await;
             match answer {
-                Ok(Ok(Reply::Queued)) => {}
+                Ok(Ok(Reply::Queued)) => queued = true,
+                // It stands in the queue since an earlier look: that this look failed says nothing about it.
+                Err(_) if queued => {}
                 answered => {
                     // What is unknown may stand in the queue: only then there is something to withdraw.
                     withdrawal.armed = matches!(answered, Err(CallError::Unknown { .. }));
@@ -47,7 +50,7 @@ impl Node {
             }
             // The answer may lie in a gap that this node jumped over, or time stood still: the same request asks again, and
             // gets the same answer, or its place in the queue.
-            if inner.env.clock.monotonic() >= give_up {
+            if *inner.closing.borrow() || inner.env.clock.monotonic() >= give_up {
                 return Err(CallError::unknown(
                     "no answer in time to an acquire that waits",
                 ));

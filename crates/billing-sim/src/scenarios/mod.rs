@@ -1,5 +1,6 @@
 //! What is done to a cluster: one file each.
 
+pub mod broken_disk;
 pub mod smoke;
 
 use anyhow::Result;
@@ -13,8 +14,15 @@ pub struct Scenario {
     pub run: fn(&mut World) -> Result<()>,
 }
 
-pub const ALL: [Scenario; 1] = [Scenario {
-    name: "smoke",
-    nodes: 3,
-    run: smoke::run,
-}];
+pub const ALL: [Scenario; 2] = [
+    Scenario {
+        name: "smoke",
+        nodes: 3,
+        run: smoke::run,
+    },
+    Scenario {
+        name: "broken_disk",
+        nodes: 3,
+        run: broken_disk::run,
+    },
+];

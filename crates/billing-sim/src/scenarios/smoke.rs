@@ -19,11 +19,7 @@ const RETRY: Duration = Duration::from_millis(100);
 
 pub fn run(world: &mut World) -> Result<()> {
     let all: Vec<u64> = world.hosts.keys().copied().collect();
-    world.until("the ledger is bootstrapped everywhere", |world| {
-        let statuses = world.statuses();
-        statuses.len() == world.hosts.len()
-            && statuses.values().all(|status| status.ledger_id.is_some())
-    })?;
+    world.bootstrapped()?;
     let old = world.leader(&all)?;
     let others: Vec<u64> = all.iter().copied().filter(|&id| id != old).collect();
     let mut tokens = Tokens::default();
