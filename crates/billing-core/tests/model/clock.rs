@@ -79,8 +79,4 @@ impl Clock {
             wall: WallTime(self.wall_at_zero + self.truth),
         }
     }
-
-    pub fn wall(&self) -> u64 {
-        self.wall_at_zero + self.truth
-    }
 }

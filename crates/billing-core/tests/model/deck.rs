@@ -269,7 +269,8 @@ impl Deck {
         let seq = if *next > 0 && dice.percent(8) {
             dice.between((*next).saturating_sub(12).max(1), *next)
         } else {
-            *next += dice.between(1, if dice.percent(5) { 3 } else { 1 });
+            let most = if dice.percent(5) { 3 } else { 1 };
+            *next += dice.between(1, most);
             *next
         };
         let done_below = match dice.below(10) {
@@ -542,5 +543,5 @@ impl Deck {
 }
 
 fn holder(dice: &mut Dice) -> HolderId {
-    HolderId::new(dice.pick(&["ana", "ben", "cleo"])).expect("short")
+    HolderId::new(["ana", "ben", "cleo"][dice.index(3)]).expect("short")
 }

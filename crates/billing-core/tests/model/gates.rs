@@ -302,7 +302,7 @@ impl Gates {
         if self.gates[at].seq == 0 {
             let open = OpenSession {
                 session: self.gates[at].session,
-                holder: HolderId::new(dice.pick(&["gate-1", "gate-2"])).expect("short"),
+                holder: HolderId::new(["gate-1", "gate-2"][dice.index(2)]).expect("short"),
                 ttl: TtlMs::new(*dice.pick(&[1_000, 4_000, 20_000])).expect("in bounds"),
             };
             self.gates[at].seq = 1;

@@ -4,11 +4,13 @@ use std::sync::Arc;
 
 use billing_core::*;
 
-use super::leases::{already_paid, backoff};
-use super::{Attempt, End, Expected, Invoice, Model, Object, Rest};
+use super::leases::{already_paid, backoff, invalid};
+use super::{Attempt, End, Expected, Invoice, Model, Object, Rest, Told};
 
 impl Model {
-    fn status_reply(&self, id: &InvoiceId) -> Expected {
+    /// What the invoice has become, before its next waiter takes it.
+    fn status_reply(&mut self, id: &InvoiceId) -> Expected {
+        self.review_unanswered(id);
         let status = self
             .invoices
             .get(id)
@@ -34,6 +36,9 @@ impl Model {
         let mut reasons = Vec::new();
         if invoice.bill.is_none() {
             reasons.push(Rejection::NotSubmitted {
+                invoice: id.clone(),
+            });
+            reasons.push(Rejection::NotFound {
                 invoice: id.clone(),
             });
         }
@@ -82,6 +87,9 @@ impl Model {
             reasons.push(Rejection::NotSubmitted {
                 invoice: id.clone(),
             });
+            reasons.push(Rejection::NotFound {
+                invoice: id.clone(),
+            });
         }
         if let Some(attempt) = invoice.live() {
             reasons.push(Rejection::AttemptOpen {
@@ -117,7 +125,7 @@ impl Model {
     pub fn begin(&mut self, begin: &BeginCharge) -> Expected {
         let id = &begin.invoice;
         let terms = &begin.terms;
-        let mut reasons: Vec<Rejection> = self.token_reason(id, begin.token).into_iter().collect();
+        let mut reasons = self.token_reasons(id, begin.token);
         if !self.charges_allowed {
             reasons.push(Rejection::ChargesNotAllowed);
         }
@@ -141,8 +149,11 @@ impl Model {
             Some(_) => reasons.push(self.wrong_status(id, invoice)),
             None => {}
         }
-        if invoice.next_try > self.now {
-            let due_in_ms = invoice.next_try - self.now;
+        let mut due_in_ms = invoice.next_try.saturating_sub(self.now);
+        if let Some(bill) = invoice.bill.as_ref().filter(|_| invoice.live().is_none()) {
+            due_in_ms = due_in_ms.max(bill.due_at.0.saturating_sub(self.wall));
+        }
+        if due_in_ms > 0 {
             reasons.push(Rejection::NotDue {
                 invoice: id.clone(),
                 due_in_ms,
@@ -150,16 +161,12 @@ impl Model {
         }
         match invoice.live() {
             Some(attempt) if attempt.state == AttemptState::Closing => {
-                reasons.push(Rejection::Closing {
-                    invoice: id.clone(),
-                    number: attempt.number,
-                    look_up_in_ms: self.look_up_in(attempt),
-                })
+                reasons.push(self.closing(id, attempt))
             }
             Some(attempt) => {
                 let recorded = attempt.terms.as_ref().expect("opened with terms");
                 if recorded.fingerprint != terms.fingerprint {
-                    reasons.push(wrong_terms(id, "terms.fingerprint"));
+                    reasons.push(wrong_terms(id, "fingerprint"));
                 }
                 reasons.extend(other_account(id, recorded, terms));
             }
@@ -211,9 +218,26 @@ impl Model {
         )))
     }
 
+    fn closing(&self, id: &InvoiceId, attempt: &Attempt) -> Rejection {
+        Rejection::Closing {
+            invoice: id.clone(),
+            number: attempt.number,
+            look_up_in_ms: self.look_up_in(attempt),
+        }
+    }
+
     pub fn attach(&mut self, attach: &AttachProviderObject) -> Expected {
         let id = &attach.invoice;
-        let mut reasons: Vec<Rejection> = self.token_reason(id, attach.token).into_iter().collect();
+        let mut reasons = self.token_reasons(id, attach.token);
+        if let Some(attempt) = self.invoices.get(id).and_then(|invoice| invoice.live())
+            && attempt.state == AttemptState::Closing
+            && self.invoices[id]
+                .object
+                .as_ref()
+                .is_none_or(|object| object.cancelled)
+        {
+            reasons.push(self.closing(id, attempt)); // Nothing is sent for it any more.
+        }
         let Some(invoice) = self.invoices.get_mut(id) else {
             reasons.push(Rejection::NotFound {
                 invoice: id.clone(),
@@ -224,6 +248,13 @@ impl Model {
             reasons.push(Rejection::NoOpenAttempt {
                 invoice: id.clone(),
             });
+        }
+        if invoice.rest == Some(Rest::Paid) {
+            reasons.push(already_paid(id, invoice));
+        }
+        let known = invoice.object.as_ref();
+        if known.is_some_and(|known| known.cancelled && known.id == attach.object) {
+            reasons.push(invalid()); // It can never succeed any more.
         }
         if !reasons.is_empty() {
             return Err(reasons);
@@ -247,7 +278,20 @@ impl Model {
         })
     }
 
-    pub fn settle(&mut self, settle: &SettleCharge) -> Expected {
+    pub fn settle(&mut self, settle: &SettleCharge, told: &Told) -> Expected {
+        let expected = self.settle_once(settle);
+        let Some(invoice) = self.invoices.get_mut(&settle.invoice) else {
+            return expected;
+        };
+        if expected.is_ok() {
+            invoice.settled.push(settle.clone());
+        } else if told.is_ok() && invoice.settled.contains(settle) {
+            return self.status_reply(&settle.invoice);
+        }
+        expected
+    }
+
+    fn settle_once(&mut self, settle: &SettleCharge) -> Expected {
         let id = &settle.invoice;
         let mut reasons = Vec::new();
         let ledger_id = self.ledger_id.clone().expect("bootstrapped");
@@ -266,7 +310,7 @@ impl Model {
                 if !reasons.is_empty() {
                     return Err(reasons);
                 }
-                self.charged(id, settle.key.number, settle.token, charged)
+                self.charged(id, settle.key.number, charged)
             }
             Outcome::Cancelled { object } => self.cancelled(settle, object, reasons),
             Outcome::Declined {
@@ -299,7 +343,6 @@ impl Model {
                 let until = self.now + wait;
                 self.invoices.get_mut(id).expect("leased").pending_until = until;
                 self.end_lease(id, End::Ended);
-                self.serve_freed();
                 self.status_reply(id)
             }
             Outcome::Unknown { .. } => {
@@ -308,7 +351,6 @@ impl Model {
                     return Err(reasons);
                 }
                 self.end_lease(id, End::Ended);
-                self.serve_freed();
                 self.status_reply(id)
             }
         }
@@ -317,13 +359,16 @@ impl Model {
     /// What is no fact about money needs the current token and the key of the open or closing attempt.
     fn not_about_the_live_attempt(&self, settle: &SettleCharge) -> Vec<Rejection> {
         let id = &settle.invoice;
-        let mut reasons: Vec<Rejection> = self.token_reason(id, settle.token).into_iter().collect();
+        let mut reasons = self.token_reasons(id, settle.token);
         let Some(invoice) = self.invoices.get(id) else {
             reasons.push(Rejection::NotFound {
                 invoice: id.clone(),
             });
             return reasons;
         };
+        if invoice.rest == Some(Rest::Paid) {
+            reasons.push(already_paid(id, invoice));
+        }
         match invoice.live() {
             None => {
                 reasons.push(Rejection::NoOpenAttempt {
@@ -344,13 +389,7 @@ impl Model {
     }
 
     /// Money moved. Whatever the token and the status, it is recorded.
-    fn charged(
-        &mut self,
-        id: &InvoiceId,
-        number: AttemptNumber,
-        token: FencingToken,
-        charged: &Charged,
-    ) -> Expected {
+    fn charged(&mut self, id: &InvoiceId, number: AttemptNumber, charged: &Charged) -> Expected {
         let invoice = self.invoices.entry(id.clone()).or_default();
         if invoice.charges.contains(&charged.reference) {
             return self.status_reply(id);
@@ -417,17 +456,21 @@ impl Model {
             self.alarms
                 .push((id.clone(), charged.reference.clone(), wrong));
         }
-        if self.stands(id, token) {
+        // Whoever holds it: nothing that is settled or in front of a person can be leased.
+        if self.invoices[id].lease.is_some() {
             self.end_lease(id, End::Ended);
         }
         self.freed.insert(id.clone());
-        self.serve_freed();
         self.status_reply(id)
     }
 
     /// The attempt is dead by evidence; what becomes of the invoice.
     fn after_death(&mut self, id: &InvoiceId, state: AttemptState, failed: bool) {
         let now = self.now;
+        let (least, most) = (
+            self.config.retry_backoff_ms_min,
+            self.config.retry_backoff_ms_max,
+        );
         let invoice = self.invoices.get_mut(id).expect("has a live attempt");
         invoice.live_mut().expect("dies now").state = state;
         invoice.pending_until = 0;
@@ -436,8 +479,7 @@ impl Model {
             if failed || invoice.tries >= self.config.retries_max {
                 invoice.rest = Some(Rest::Failed);
             } else {
-                let (min, max) = (limits::RETRY_BACKOFF_MS_MIN, limits::RETRY_BACKOFF_MS_MAX);
-                invoice.next_try = now + backoff(min, max, invoice.tries);
+                invoice.next_try = now + backoff(least, most, invoice.tries);
             }
         }
     }
@@ -471,7 +513,6 @@ impl Model {
         let invoice = self.invoices.get_mut(id).expect("leased");
         invoice.declined = Some(code.clone());
         self.end_lease(id, End::Ended);
-        self.serve_freed();
         self.status_reply(id)
     }
 
@@ -485,13 +526,12 @@ impl Model {
             .as_ref()
             .map_or(0, |terms| terms.in_flight_max.get());
         // Under a lease granted after nothing could be in flight any more, by both clocks.
-        let dead = lease.granted_at >= attempt.not_after + in_flight
-            && lease.granted_wall >= attempt.not_after_wall + in_flight;
+        let dead = lease.granted_at > attempt.not_after + in_flight
+            && lease.granted_wall > attempt.not_after_wall + in_flight;
         if dead {
             self.after_death(id, AttemptState::Cancelled, false);
         }
         self.end_lease(id, End::Ended);
-        self.serve_freed();
         self.status_reply(id)
     }
 
@@ -530,11 +570,11 @@ impl Model {
         if invoice.live().is_some() {
             self.after_death(id, AttemptState::Cancelled, false);
         }
-        if self.stands(id, settle.token) {
+        let rests = self.invoices[id].rest.is_some() && self.invoices[id].lease.is_some();
+        if rests || self.stands(id, settle.token) {
             self.end_lease(id, End::Ended);
         }
         self.freed.insert(id.clone());
-        self.serve_freed();
         self.status_reply(id)
     }
 
@@ -561,7 +601,7 @@ impl Model {
             if !reasons.is_empty() {
                 return Err(reasons);
             }
-            return self.charged(id, resolve.key.number, FencingToken::NONE, charged);
+            return self.confirmed(resolve, charged);
         }
         let Some(invoice) = self.invoices.get(id) else {
             reasons.push(Rejection::NotFound {
@@ -615,11 +655,25 @@ impl Model {
             Some(Rest::Failed)
         };
         self.freed.insert(id.clone());
-        self.serve_freed();
         self.status_reply(id)
     }
 
-    fn nothing_in_flight_at(&self, attempt: &Attempt) -> u64 {
+    /// A person who names the one recorded charge of an invoice in review says that it stands; else it is a report like any.
+    fn confirmed(&mut self, resolve: &ResolveCharge, charged: &Charged) -> Expected {
+        let id = &resolve.invoice;
+        if let Some(invoice) = self.invoices.get_mut(id)
+            && matches!(invoice.rest, Some(Rest::Review(_)))
+            && invoice.charges == [charged.reference.clone()]
+            && invoice.live().is_none()
+            && invoice.bill.is_some()
+        {
+            invoice.rest = Some(Rest::Paid);
+            return self.status_reply(id);
+        }
+        self.charged(id, resolve.key.number, charged)
+    }
+
+    pub fn nothing_in_flight_at(&self, attempt: &Attempt) -> u64 {
         attempt.not_after
             + attempt
                 .terms
@@ -670,13 +724,13 @@ fn wrong_terms(id: &InvoiceId, field: &'static str) -> Rejection {
 fn other_account(id: &InvoiceId, recorded: &Terms, presented: &Terms) -> Vec<Rejection> {
     let mut reasons = Vec::new();
     if recorded.provider != presented.provider {
-        reasons.push(wrong_terms(id, "terms.provider"));
+        reasons.push(wrong_terms(id, "provider"));
     }
     if recorded.account != presented.account {
-        reasons.push(wrong_terms(id, "terms.account"));
+        reasons.push(wrong_terms(id, "account"));
     }
     if recorded.live != presented.live {
-        reasons.push(wrong_terms(id, "terms.live"));
+        reasons.push(wrong_terms(id, "mode"));
     }
     reasons
 }

@@ -11,11 +11,13 @@ impl Model {
         self.sessions.contains_key(&session)
     }
 
-    fn session_reason(&self, session: SessionId) -> Rejection {
-        if self.ended.contains_key(&session) {
-            Rejection::SessionEnded { session }
-        } else {
-            Rejection::SessionNotFound { session }
+    /// A used-up request_id is no session that anybody opened.
+    pub fn session_reasons(&self, session: SessionId) -> Vec<Rejection> {
+        let unknown = Rejection::SessionNotFound { session };
+        match self.ended.get(&session) {
+            Some(ended) if ended.implicit => vec![Rejection::SessionEnded { session }, unknown],
+            Some(_) => vec![Rejection::SessionEnded { session }],
+            None => vec![unknown],
         }
     }
 
@@ -39,6 +41,9 @@ impl Model {
             }
             self.keep(open.session);
             return Ok(Reply::Session(self.session_view(open.session)));
+        }
+        if self.sessions.len() >= self.config.sessions_open_max {
+            return Err(vec![self.overloaded(Bound::SessionsOpen)]);
         }
         let deadline = Some(self.now + open.ttl.get());
         self.start_session(
@@ -75,21 +80,25 @@ impl Model {
 
     pub fn keep_alive(&mut self, keep: &KeepAlive) -> Expected {
         if !self.is_alive(keep.session) {
-            return Err(vec![self.session_reason(keep.session)]);
+            return Err(self.session_reasons(keep.session));
         }
         self.keep(keep.session);
         Ok(Reply::Session(self.session_view(keep.session)))
     }
 
     pub fn close_session(&mut self, close: &CloseSession) -> Expected {
-        if !self.is_alive(close.session) {
-            return match self.session_reason(close.session) {
-                Rejection::SessionEnded { .. } => Ok(Reply::SessionClosed { was_open: false }),
-                unknown => Err(vec![unknown]),
-            };
+        let was_open = self.is_alive(close.session);
+        if was_open {
+            self.end_session(close.session, End::Ended);
         }
-        self.end_session(close.session, End::Ended);
-        Ok(Reply::SessionClosed { was_open: true })
+        // A close that overtook its open: the id is used up all the same.
+        let never = Ended {
+            implicit: false,
+            at: self.now,
+            answer: None,
+        };
+        self.ended.entry(close.session).or_insert(never);
+        Ok(Reply::SessionClosed { was_open })
     }
 
     /// Its leases end with it, and its waiters are told so.
@@ -142,7 +151,8 @@ impl Model {
         let invoice = self.invoices.get_mut(id).expect("leased");
         let lease = invoice.lease.take().expect("leased");
         invoice.last_expired = how == End::Expired;
-        if invoice.live().is_some() {
+        // While the provider is at work its own date stands in for a back-off.
+        if invoice.live().is_some() && invoice.pending_until <= now {
             invoice.doubts += 1;
             invoice.next_try = now + doubt_backoff(invoice.doubts);
         }
@@ -156,6 +166,7 @@ impl Model {
         let now = self.now;
         self.ended
             .retain(|_, ended| !ended.implicit || ended.at + limits::IMPLICIT_REMEMBERED_MS > now);
+        self.time_out_waiters();
         let due: Vec<SessionId> = self
             .sessions
             .iter()
@@ -185,9 +196,9 @@ impl Model {
             self.freed.insert(id);
         }
         self.serve_freed();
-        self.time_out_waiters();
     }
 
+    /// Who has waited long enough is told who held the invoice so far, whatever else ends at the same instant.
     fn time_out_waiters(&mut self) {
         let now = self.now;
         let mut due: Vec<(InvoiceId, Waiter)> = Vec::new();
@@ -199,9 +210,40 @@ impl Model {
             due.extend(gone.into_iter().map(|waiter| (id.clone(), waiter)));
         }
         for (id, waiter) in due {
-            let reasons = self.cannot_lease(&id);
+            let mut reasons = self.cannot_lease(&id);
+            if self.sessions[&waiter.session]
+                .deadline
+                .is_some_and(|deadline| deadline <= now)
+            {
+                reasons.push(Rejection::SessionEnded {
+                    session: waiter.session,
+                });
+            }
             self.answer(waiter.session, waiter.seq, Err(reasons));
         }
+    }
+
+    fn overloaded(&self, bound: Bound) -> Rejection {
+        let max = match bound {
+            Bound::SessionsOpen => self.config.sessions_open_max,
+            Bound::LeasesPerSession => self.config.leases_per_session_max,
+            Bound::WaitersPerInvoice => self.config.waiters_per_invoice_max,
+            Bound::WaitersPerSession => self.config.waiters_per_session_max,
+            Bound::ProvidersPaused => limits::PROVIDERS_PAUSED_MAX,
+            Bound::ChargesPerInvoice => limits::CHARGES_PER_INVOICE_MAX,
+        };
+        Rejection::Overloaded {
+            bound,
+            max: max as u64,
+        }
+    }
+
+    fn leases_of(&self, session: SessionId) -> usize {
+        let leases = self
+            .invoices
+            .values()
+            .filter_map(|invoice| invoice.lease.as_ref());
+        leases.filter(|lease| lease.session == session).count()
     }
 
     /// Every true reason why nobody can be granted this invoice now; none: it is free.
@@ -301,7 +343,7 @@ impl Model {
                 }
                 return;
             }
-            if invoice.lease.is_some() || self.grants_from > self.now {
+            if invoice.lease.is_some() {
                 return;
             }
             if invoice.waiters.is_empty() {
@@ -310,7 +352,15 @@ impl Model {
                 }
                 return;
             }
+            if self.grants_from > self.now {
+                return;
+            }
             let waiter = invoice.waiters.remove(0);
+            if self.leases_of(waiter.session) >= self.config.leases_per_session_max {
+                let over = vec![self.overloaded(Bound::LeasesPerSession)];
+                self.answer(waiter.session, waiter.seq, Err(over));
+                continue;
+            }
             let leased = self.grant(id, waiter.session, waiter.ttl);
             self.answer(waiter.session, waiter.seq, Ok(leased));
         }
@@ -375,6 +425,9 @@ impl Model {
         asked: &Asked,
     ) -> Option<Expected> {
         let session = self.sessions.get_mut(&id)?;
+        if done_below > u64::from(seq) {
+            return Some(Err(vec![invalid()])); // It says itself that nobody wants the answer.
+        }
         Self::raise_floor(session, done_below);
         if u64::from(seq) < session.floor {
             return Some(Err(vec![Rejection::SeqBelow {
@@ -415,9 +468,6 @@ impl Model {
                     .filter(|(id, token)| self.stands(id, *token))
                     .cloned()
                     .collect();
-                if held.is_empty() && !leases.is_empty() {
-                    return Err(vec![Rejection::ClaimEnded { seq }]);
-                }
                 Ok(self.claimed(&held))
             }
             Fate::Refused(reason) => Err(vec![reason.clone()]),
@@ -448,7 +498,7 @@ impl Model {
         match &acquire.requester {
             Requester::Session { done_below, .. } => {
                 if !self.is_alive(id) {
-                    return Err(vec![self.session_reason(id)]);
+                    return Err(self.session_reasons(id));
                 }
                 if let Some(before) = self.before(id, seq, *done_below, &asked) {
                     return before;
@@ -463,69 +513,52 @@ impl Model {
                         return before;
                     }
                 } else if let Some(ended) = self.ended.get(&id) {
-                    return match &ended.answer {
-                        _ if !ended.implicit => Err(vec![Rejection::SessionEnded { session: id }]),
-                        Some(answer) => self.repeated(seq, answer, &asked),
-                        None => Err(vec![Rejection::LeaseEnded {
-                            invoice: acquire.invoice.clone(),
-                            token: FencingToken::NONE,
-                        }]),
-                    };
+                    return Err(self.used_before(id, seq, ended, &asked));
                 }
                 start = Some(holder.clone());
             }
         }
         let own_ttl = ttl.filter(|_| start.is_none());
 
-        let reasons = self.cannot_lease(&acquire.invoice);
-        let queueable = !reasons.is_empty()
-            && reasons
-                .iter()
-                .all(|reason| matches!(reason, Rejection::HeldByOther { .. }));
-        if queueable && wait > 0 {
-            let waiting = self.invoices[&acquire.invoice].waiters.len();
-            let of_session = self.waiters_of(id);
-            let mut full = Vec::new();
-            if waiting >= self.config.waiters_per_invoice_max {
-                full.push((
-                    Bound::WaitersPerInvoice,
-                    self.config.waiters_per_invoice_max,
-                ));
-            }
-            if of_session >= self.config.waiters_per_session_max {
-                full.push((
-                    Bound::WaitersPerSession,
-                    self.config.waiters_per_session_max,
-                ));
-            }
-            if !full.is_empty() {
-                let full: Vec<_> = full
-                    .into_iter()
-                    .map(|(bound, max)| Rejection::Overloaded {
-                        bound,
-                        max: max as u64,
-                    })
-                    .collect();
-                return self.refused(id, seq, asked, full, told);
-            }
-            if let Some(holder) = start {
-                self.start_session(id, holder, ttl.unwrap_or(0), None, true);
-            }
-            self.remember(id, seq, Some(asked), Fate::Queued);
-            let deadline = self.now + wait;
-            let waiter = Waiter {
-                session: id,
-                seq,
-                deadline,
-                ttl: own_ttl,
-            };
-            self.invoices
-                .get_mut(&acquire.invoice)
-                .expect("held")
-                .waiters
-                .push(waiter);
-            return Ok(Reply::Queued);
+        let mut over = Vec::new();
+        if start.is_some() && self.sessions.len() >= self.config.sessions_open_max {
+            over.push(self.overloaded(Bound::SessionsOpen));
         }
+        let mut reasons = self.cannot_lease(&acquire.invoice);
+        let held = |reason: &Rejection| matches!(reason, Rejection::HeldByOther { .. });
+        if !reasons.is_empty() && reasons.iter().all(held) && wait > 0 {
+            if self.invoices[&acquire.invoice].waiters.len() >= self.config.waiters_per_invoice_max
+            {
+                over.push(self.overloaded(Bound::WaitersPerInvoice));
+            }
+            if self.waiters_of(id) >= self.config.waiters_per_session_max {
+                over.push(self.overloaded(Bound::WaitersPerSession));
+            }
+            if over.is_empty() {
+                if let Some(holder) = start {
+                    self.start_session(id, holder, ttl.unwrap_or(0), None, true);
+                }
+                self.remember(id, seq, Some(asked), Fate::Queued);
+                let deadline = self.now + wait;
+                let waiter = Waiter {
+                    session: id,
+                    seq,
+                    deadline,
+                    ttl: own_ttl,
+                };
+                self.invoices
+                    .get_mut(&acquire.invoice)
+                    .expect("held")
+                    .waiters
+                    .push(waiter);
+                return Ok(Reply::Queued);
+            }
+            return self.refused(id, seq, asked, over, told);
+        }
+        if self.leases_of(id) >= self.config.leases_per_session_max {
+            over.push(self.overloaded(Bound::LeasesPerSession));
+        }
+        reasons.extend(over);
         if !reasons.is_empty() {
             return self.refused(id, seq, asked, reasons, told);
         }
@@ -538,6 +571,33 @@ impl Model {
         Ok(leased)
     }
 
+    /// An implicit session that has ended: no new grant, whatever is asked. The answer it had, or LeaseEnded.
+    fn used_before(&self, id: SessionId, seq: Seq, ended: &Ended, asked: &Asked) -> Vec<Rejection> {
+        let Some(answer) = ended.answer.as_ref().filter(|_| ended.implicit) else {
+            return vec![Rejection::SessionEnded { session: id }];
+        };
+        let mut reasons = self.repeated(seq, answer, asked).err().unwrap_or_default();
+        match &answer.fate {
+            Fate::Granted(invoice, token) => {
+                // Of the invoice that was leased; the ledger may also name the one asked for now.
+                for invoice in [invoice, asked_for(asked, invoice)] {
+                    let (invoice, token) = (invoice.clone(), *token);
+                    reasons.push(Rejection::LeaseEnded { invoice, token });
+                }
+            }
+            Fate::Refused(reason) => reasons.push(reason.clone()),
+            Fate::Queued | Fate::Withdrawn | Fate::Claimed(_) => {
+                if let Some(Asked::Acquire { invoice, .. }) = &answer.asked {
+                    for invoice in [invoice, asked_for(asked, invoice)] {
+                        let (invoice, token) = (invoice.clone(), FencingToken::NONE);
+                        reasons.push(Rejection::LeaseEnded { invoice, token });
+                    }
+                }
+            }
+        }
+        reasons
+    }
+
     fn waiters_of(&self, session: SessionId) -> usize {
         self.invoices
             .values()
@@ -546,8 +606,7 @@ impl Model {
             .count()
     }
 
-    /// A refusal that is kept under its seq, as the ledger worded it. An implicit session is made with the grant, so its
-    /// request leaves nothing behind.
+    /// A refusal that is kept under its seq, as the ledger worded it. An implicit request is then used up.
     fn refused(
         &mut self,
         id: SessionId,
@@ -556,12 +615,25 @@ impl Model {
         reasons: Vec<Rejection>,
         told: &Told,
     ) -> Expected {
+        let kept = match told {
+            Err(told) => told.clone(),
+            Ok(_) => reasons[0].clone(),
+        };
         if self.is_alive(id) {
-            let kept = match told {
-                Err(told) => told.clone(),
-                Ok(_) => reasons[0].clone(),
-            };
             self.remember(id, seq, Some(asked), Fate::Refused(kept));
+        } else {
+            let answer = Some(Answer {
+                asked: Some(asked),
+                fate: Fate::Refused(kept),
+            });
+            self.ended.insert(
+                id,
+                Ended {
+                    implicit: true,
+                    at: self.now,
+                    answer,
+                },
+            );
         }
         Err(reasons)
     }
@@ -602,45 +674,52 @@ impl Model {
         false
     }
 
-    /// Whether this token may act, else why not.
-    pub fn token_reason(&self, id: &InvoiceId, token: FencingToken) -> Option<Rejection> {
-        let (lease, current, expired) = match self.invoices.get(id) {
-            Some(invoice) => (
-                invoice.lease.as_ref(),
-                invoice.token_last,
-                invoice.last_expired,
-            ),
-            None => (None, FencingToken::NONE, false),
+    /// Every true reason why this token may not act; none: it may.
+    pub fn token_reasons(&self, id: &InvoiceId, token: FencingToken) -> Vec<Rejection> {
+        let ended = Rejection::LeaseEnded {
+            invoice: id.clone(),
+            token,
         };
-        if lease.is_some_and(|lease| lease.token == token) {
-            return None;
+        let Some(invoice) = self.invoices.get(id) else {
+            let current = FencingToken::NONE;
+            let unknown = Rejection::NotFound {
+                invoice: id.clone(),
+            };
+            return vec![
+                Rejection::StaleToken {
+                    presented: token,
+                    current,
+                },
+                ended,
+                unknown,
+            ];
+        };
+        let current = invoice.token_last;
+        if invoice
+            .lease
+            .as_ref()
+            .is_some_and(|lease| lease.token == token)
+        {
+            return Vec::new();
         }
-        Some(if token != current || token == FencingToken::NONE {
+        vec![if token != current || token == FencingToken::NONE {
             Rejection::StaleToken {
                 presented: token,
                 current,
             }
-        } else if expired {
+        } else if invoice.last_expired {
             Rejection::LeaseExpired {
                 invoice: id.clone(),
                 token,
             }
         } else {
-            Rejection::LeaseEnded {
-                invoice: id.clone(),
-                token,
-            }
-        })
+            ended
+        }]
     }
 
     pub fn renew(&mut self, renew: &RenewLease) -> Expected {
-        if let Some(reason) = self.token_reason(&renew.invoice, renew.token) {
-            let mut reasons = vec![reason];
-            if !self.invoices.contains_key(&renew.invoice) {
-                reasons.push(Rejection::NotFound {
-                    invoice: renew.invoice.clone(),
-                });
-            }
+        let reasons = self.token_reasons(&renew.invoice, renew.token);
+        if !reasons.is_empty() {
             return Err(reasons);
         }
         let now = self.now;
@@ -668,25 +747,29 @@ impl Model {
             self.end_lease(id, End::Ended);
             return Ok(Reply::Released { was_current: true });
         }
-        if token.0 > self.token_last {
-            // Never granted by anybody.
-            return Err(self.token_reason(id, token).into_iter().collect());
-        }
         Ok(Reply::Released { was_current: false })
     }
 
     pub fn release_by_seq(&mut self, id: SessionId, seq: Seq) -> Expected {
         let Some(session) = self.sessions.get(&id) else {
-            return match self.session_reason(id) {
-                Rejection::SessionEnded { .. } => Ok(Reply::Released { was_current: false }),
-                unknown => Err(vec![unknown]),
+            if !self.ended.contains_key(&id) && seq != Seq::FIRST {
+                return Err(vec![Rejection::SessionNotFound { session: id }]);
+            }
+            // Perhaps an implicit session whose request has not come yet: that is refused from now on.
+            let answer = Some(Answer {
+                asked: None,
+                fate: Fate::Withdrawn,
+            });
+            let never = Ended {
+                implicit: true,
+                at: self.now,
+                answer,
             };
+            self.ended.entry(id).or_insert(never);
+            return Ok(Reply::Released { was_current: false });
         };
         if u64::from(seq) < session.floor {
-            return Err(vec![Rejection::SeqBelow {
-                seq,
-                done_below: session.floor,
-            }]);
+            return Ok(Reply::Released { was_current: false }); // Forgotten: the client said it needs no answer.
         }
         let answer = session.answers.get(&u64::from(seq)).cloned();
         let fate = answer.as_ref().map(|answer| answer.fate.clone());
@@ -712,9 +795,10 @@ impl Model {
                         any = true;
                     }
                 }
-                any
+                return Ok(Reply::Released { was_current: any });
             }
-            Some(Fate::Refused(_) | Fate::Withdrawn) | None => false,
+            Some(Fate::Refused(_)) => return Ok(Reply::Released { was_current: false }),
+            Some(Fate::Withdrawn) | None => false,
         };
         if self.is_alive(id) {
             self.remember(
@@ -730,7 +814,7 @@ impl Model {
     /// In doubt and due first, at most half of a claim; then by due time, priority, order of submission.
     pub fn claim(&mut self, claim: &ClaimInvoices, told: &Told) -> Expected {
         if !self.is_alive(claim.session) {
-            return Err(vec![self.session_reason(claim.session)]);
+            return Err(self.session_reasons(claim.session));
         }
         let asked = Asked::Claim {
             max: claim.max.get(),
@@ -744,21 +828,42 @@ impl Model {
             }];
             return self.refused(claim.session, claim.seq, asked, reasons, told);
         }
-        let max = usize::from(claim.max.get());
+        let room = self.config.leases_per_session_max - self.leases_of(claim.session);
+        if room == 0 {
+            let over = vec![self.overloaded(Bound::LeasesPerSession)];
+            return self.refused(claim.session, claim.seq, asked, over, told);
+        }
+        let max = usize::from(claim.max.get()).min(room);
         let free = |invoice: &Invoice| {
             invoice.bill.is_some()
                 && invoice.rest.is_none()
                 && invoice.lease.is_none()
                 && invoice.next_try <= self.now
         };
-        let mut doubtful: Vec<(u64, u64, InvoiceId)> = self
-            .invoices
-            .iter()
-            .filter(|(_, invoice)| free(invoice) && invoice.live().is_some())
-            .filter(|(_, invoice)| invoice.pending_until <= self.now)
-            .map(|(id, invoice)| (invoice.next_try, invoice.order, id.clone()))
-            .collect();
-        doubtful.sort();
+        let half = (max / 2).max(1);
+        let doubtful = |strict: bool| -> Vec<InvoiceId> {
+            self.invoices
+                .iter()
+                .filter(|(_, invoice)| free(invoice) && self.doubt_is_due(invoice, strict))
+                .map(|(id, _)| id.clone())
+                .collect()
+        };
+        let (must, may) = (doubtful(true), doubtful(false));
+        // Which of several doubtful ones come first is the ledger's choice.
+        let mut chosen: Vec<InvoiceId> = match told {
+            Ok(Reply::Claimed(told)) => told
+                .leased
+                .iter()
+                .map(|one| one.lease.invoice.clone())
+                .filter(|id| may.contains(id))
+                .collect(),
+            _ => Vec::new(),
+        };
+        if chosen.len() > half || chosen.len() < half && !must.iter().all(|id| chosen.contains(id))
+        {
+            chosen = must;
+            chosen.truncate(half);
+        }
         let mut due: Vec<(WallTime, std::cmp::Reverse<Priority>, u64, InvoiceId)> = self
             .invoices
             .iter()
@@ -775,13 +880,8 @@ impl Model {
             })
             .collect();
         due.sort();
-        doubtful.truncate(max.div_ceil(2));
-        let chosen: Vec<InvoiceId> = doubtful
-            .into_iter()
-            .map(|(_, _, id)| id)
-            .chain(due.into_iter().map(|(_, _, _, id)| id))
-            .take(max)
-            .collect();
+        chosen.extend(due.into_iter().map(|(_, _, _, id)| id));
+        chosen.truncate(max);
         let mut leases = Vec::new();
         for id in chosen {
             self.grant(&id, claim.session, None);
@@ -794,6 +894,25 @@ impl Model {
             Fate::Claimed(leases.clone()),
         );
         Ok(self.claimed(&leases))
+    }
+
+    /// Something can be done about it: the key may still be sent, or a look-up counts. Not `strict`: its next try is due, or
+    /// its look-up by ClusterTime alone; such a claim is at worst of no use.
+    fn doubt_is_due(&self, invoice: &Invoice, strict: bool) -> bool {
+        let Some(attempt) = invoice.live() else {
+            return false;
+        };
+        let can_look_up = attempt
+            .terms
+            .as_ref()
+            .is_some_and(|terms| terms.can_look_up);
+        let (send, look_up) = if strict {
+            (self.send_within(attempt) > 0, self.look_up_in(attempt) == 0)
+        } else {
+            (true, self.nothing_in_flight_at(attempt) <= self.now)
+        };
+        let send = send && attempt.state == AttemptState::Open;
+        invoice.pending_until <= self.now && (send || can_look_up && look_up)
     }
 
     fn claimed(&self, leases: &[(InvoiceId, FencingToken)]) -> Reply {
@@ -826,13 +945,20 @@ impl Model {
         let was_leased = invoice.lease.is_some();
         if was_leased {
             self.end_lease(&force.invoice, End::Ended);
-            self.serve_freed();
         }
+        self.review_unanswered(&force.invoice);
         let status = self
             .invoices
             .get(&force.invoice)
             .map_or(InvoiceStatus::Pending, |invoice| self.status(invoice));
         Ok(Reply::ForceReleased { was_leased, status })
+    }
+}
+
+fn asked_for<'a>(asked: &'a Asked, otherwise: &'a InvoiceId) -> &'a InvoiceId {
+    match asked {
+        Asked::Acquire { invoice, .. } => invoice,
+        Asked::Claim { .. } => otherwise,
     }
 }
 

@@ -138,6 +138,8 @@ pub struct Invoice {
     pub next_try: u64,
     pub pending_until: u64,
     pub declined: Option<DeclineCode>,
+    /// What was settled under a current token. A copy of it may be refused, or answered; it changes nothing.
+    pub settled: Vec<SettleCharge>,
 }
 
 impl Invoice {
@@ -212,7 +214,7 @@ impl Model {
 
         // Keep-alives are judged against the old time, unless an open or close of their session stands before them.
         let mut moved: BTreeSet<SessionId> = BTreeSet::new();
-        let mut kept: Vec<Option<SessionId>> = Vec::with_capacity(batch.len());
+        let mut kept: Vec<Option<Result<SessionId, Vec<Rejection>>>> = Vec::new();
         for (_, command) in batch {
             kept.push(match command {
                 Command::OpenSession(open) => {
@@ -223,25 +225,31 @@ impl Model {
                     moved.insert(close.session);
                     None
                 }
-                Command::KeepAlive(keep)
-                    if !moved.contains(&keep.session) && self.is_alive(keep.session) =>
-                {
-                    Some(keep.session)
+                Command::KeepAlive(keep) if moved.contains(&keep.session) => None,
+                Command::KeepAlive(keep) if self.is_alive(keep.session) => Some(Ok(keep.session)),
+                Command::KeepAlive(keep) if self.ledger_id.is_some() => {
+                    Some(Err(self.session_reasons(keep.session)))
                 }
                 _ => None,
             });
         }
         self.now = self.now.max(stamp.proposed().0);
         self.wall = stamp.wall.0;
-        for session in kept.iter().flatten() {
+        for session in kept.iter().flatten().flatten() {
             self.keep(*session);
         }
+        let kept: Vec<Option<Expected>> = kept
+            .into_iter()
+            .map(|kept| {
+                kept.map(|kept| kept.map(|session| Reply::Session(self.session_view(session))))
+            })
+            .collect();
         self.expire();
 
         for (at, (_, command)) in batch.iter().enumerate() {
             let told = &applied.results[at];
-            let expected = match kept[at] {
-                Some(session) => Ok(Reply::Session(self.session_view(session))),
+            let expected = match &kept[at] {
+                Some(judged) => judged.clone(),
                 None => self.one(command, told),
             };
             if !allows(&expected, told) {
@@ -255,12 +263,17 @@ impl Model {
         self.check_alarms(applied)
     }
 
+    /// Grants in their order; refusals that fall due at one instant may come in any.
     fn check_answers(&self, applied: &Applied) -> Result<(), String> {
-        let same = applied.answers.len() == self.answers.len()
-            && applied
-                .answers
+        let mut expected: Vec<_> = self.answers.iter().collect();
+        let mut told: Vec<_> = applied.answers.iter().collect();
+        expected
+            .sort_by_key(|(session, seq, expected)| expected.is_err().then_some((*session, *seq)));
+        told.sort_by_key(|told| told.result.is_err().then_some((told.session, told.seq)));
+        let same = told.len() == expected.len()
+            && told
                 .iter()
-                .zip(&self.answers)
+                .zip(&expected)
                 .all(|(told, (session, seq, expected))| {
                     told.session == *session && told.seq == *seq && allows(expected, &told.result)
                 });
@@ -316,7 +329,7 @@ impl Model {
             Command::RequeueInvoice(requeue) => self.requeue(requeue),
             Command::BeginCharge(begin) => self.begin(begin),
             Command::AttachProviderObject(attach) => self.attach(attach),
-            Command::SettleCharge(settle) => self.settle(settle),
+            Command::SettleCharge(settle) => self.settle(settle, told),
             Command::ResolveCharge(resolve) => self.resolve(resolve),
             Command::ForceRelease(force) => self.force_release(force),
             Command::PauseProvider(pause) => self.pause(pause),

@@ -43,7 +43,9 @@ impl Model {
 
     pub fn expires_in(&self, lease: &Lease) -> u64 {
         let session = self.sessions[&lease.session].deadline.unwrap_or(u64::MAX);
-        session.min(lease.own_deadline.unwrap_or(u64::MAX)) - self.now
+        session
+            .min(lease.own_deadline.unwrap_or(u64::MAX))
+            .saturating_sub(self.now)
     }
 
     pub fn lease_view(&self, id: &InvoiceId, lease: &Lease) -> LeaseView {
@@ -56,15 +58,21 @@ impl Model {
         }
     }
 
-    /// When a lease can be granted under which a look-up that finds nothing counts: both clocks must have passed.
+    /// When a lease can be granted under which a look-up that finds nothing counts: after both clocks have passed it.
     pub fn look_up_in(&self, attempt: &Attempt) -> u64 {
         let in_flight = attempt
             .terms
             .as_ref()
             .map_or(0, |terms| terms.in_flight_max.get());
-        let by_cluster = (attempt.not_after + in_flight).saturating_sub(self.now);
-        let by_wall = (attempt.not_after_wall + in_flight).saturating_sub(self.wall);
+        let by_cluster = (attempt.not_after + in_flight + 1).saturating_sub(self.now);
+        let by_wall = (attempt.not_after_wall + in_flight + 1).saturating_sub(self.wall);
         by_cluster.max(by_wall)
+    }
+
+    /// Until either clock forbids to send.
+    pub fn send_within(&self, attempt: &Attempt) -> u64 {
+        let by_cluster = attempt.not_after.saturating_sub(self.now);
+        by_cluster.min(attempt.not_after_wall.saturating_sub(self.wall))
     }
 
     pub fn attempt_view(
@@ -73,16 +81,13 @@ impl Model {
         invoice: &Invoice,
         attempt: &Attempt,
     ) -> ChargeAttempt {
-        let by_cluster = attempt.not_after.saturating_sub(self.now);
-        let by_wall = attempt.not_after_wall.saturating_sub(self.wall);
         let open = attempt.state == AttemptState::Open;
         ChargeAttempt {
             number: attempt.number,
             idempotency_key: self.key(id, attempt.number),
             token: attempt.token,
             state: attempt.state,
-            // Either clock forbids.
-            send_within_ms: if open { by_cluster.min(by_wall) } else { 0 },
+            send_within_ms: if open { self.send_within(attempt) } else { 0 },
             provider_object: invoice
                 .object
                 .as_ref()
@@ -126,7 +131,10 @@ impl Model {
             charge_references: invoice.charges.clone(),
             attempts: invoice.highest,
             waiters: invoice.waiters.len() as u64,
-            next_try_in_ms: invoice.next_try.saturating_sub(self.now),
+            next_try_in_ms: match told {
+                Some(told) if invoice.rest.is_some() => told.next_try_in_ms, // Of no meaning then.
+                _ => invoice.next_try.saturating_sub(self.now),
+            },
             review: match &invoice.rest {
                 Some(Rest::Review(reasons)) => told
                     .and_then(|told| told.review)
