@@ -4,6 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use billing_core::limits::PENDING_MS_MAX;
 use serde::Deserialize;
 
 /// The table that ships with the crate.
@@ -74,7 +75,7 @@ impl Profile {
         };
         let shown = humantime::format_duration;
         // A send that outlives the provider's memory of its key charges twice, whatever else we do (§5, layer 3).
-        if self.valid_for + self.in_flight_max >= self.key_retention {
+        if self.valid_for.saturating_add(self.in_flight_max) >= self.key_retention {
             return Err(contradiction(format!(
                 "valid_for {} and in_flight_max {} together must stay below key_retention {}",
                 shown(self.valid_for),
@@ -82,12 +83,21 @@ impl Profile {
                 shown(self.key_retention)
             )));
         }
-        if self.request_timeout + self.look_up_lag > self.in_flight_max {
+        if self.request_timeout.saturating_add(self.look_up_lag) > self.in_flight_max {
             return Err(contradiction(format!(
                 "in_flight_max {} must cover request_timeout {} and look_up_lag {}",
                 shown(self.in_flight_max),
                 shown(self.request_timeout),
                 shown(self.look_up_lag)
+            )));
+        }
+        // The ledger refuses a longer wait, so each payment that the provider calls pending would stay unreported.
+        let pending_max = Duration::from_millis(PENDING_MS_MAX);
+        if self.pending_every > pending_max {
+            return Err(contradiction(format!(
+                "pending_every {} must be at most {}",
+                shown(self.pending_every),
+                shown(pending_max)
             )));
         }
         Ok(())
@@ -123,6 +133,19 @@ mod tests {
         );
         let slower = SHIPPED.replace("request_timeout = \"80s\"", "request_timeout = \"11m\"");
         assert!(Profile::named("stripe", &slower).is_err());
+        let endless = SHIPPED.replace(
+            "in_flight_max = \"10m\"",
+            "in_flight_max = \"18446744073709551615s\"",
+        );
+        assert!(
+            Profile::named("stripe", &endless).is_err(),
+            "no sum of times overflows"
+        );
+        let rarely = SHIPPED.replace("pending_every = \"1h\"", "pending_every = \"31d\"");
+        let refused = Profile::named("stripe", &rarely)
+            .expect_err("too rare")
+            .to_string();
+        assert!(refused.contains("pending_every"), "{refused}");
         let typo = SHIPPED.replace("look_up_lag", "lookup_lag");
         assert!(matches!(
             Profile::named("stripe", &typo),
