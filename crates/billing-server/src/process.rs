@@ -14,7 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::Config;
 use crate::exit::Fatal;
-use crate::node::{FailStop, Founding, Node, NodeConfig};
+use crate::node::{EndReason, FailStop, Founding, Node, NodeConfig};
 use crate::raft::Peer;
 use crate::server::{ClientLimits, Serving};
 use crate::telemetry;
@@ -187,10 +187,12 @@ fn draw(env: &Env) -> Result<LedgerId, Fatal> {
 fn fail_stop(disk: &Disk) -> FailStop {
     let failure = disk.log.failure();
     FailStop::new(move |reason| {
-        // The disk's own failure says which it was; everything else that trips is another node's word against this one's.
-        let fatal = match &*failure.borrow() {
-            Some(error) => Fatal::Store(error.clone()),
-            None => Fatal::Contradicted(reason.to_owned()),
+        // Whatever else noticed it first, the disk's own failure says which it was.
+        let fatal = match (&*failure.borrow(), reason) {
+            (Some(error), _) | (None, EndReason::Store(error)) => Fatal::Store(error.clone()),
+            (None, EndReason::Unreadable(why)) => Fatal::Unreadable(why.clone()),
+            (None, EndReason::Contradicted(why)) => Fatal::Contradicted(why.clone()),
+            (None, EndReason::Bug(why)) => Fatal::Bug(why.clone()),
         };
         eprintln!("billingd: {fatal}");
         exit(fatal.code().into());

@@ -148,7 +148,7 @@ impl Host {
         };
         let host = self.clone();
         let fail_stop = FailStop::new(move |reason| {
-            host.process().ended = Some(reason.to_owned());
+            host.process().ended = Some(reason.to_string());
             host.end.notify_one();
         });
         let listener = SimNet.listen(&format!("0.0.0.0:{RAFT_PORT}")).await?;

@@ -359,12 +359,15 @@ fn waiting_lasts_until_the_provider_said_and_is_then_looked_up() {
 
 #[test]
 fn a_waiting_time_that_passed_under_a_lease_leaves_the_attempt_in_doubt() {
-    charging("lookup", "
+    charging(
+        "lookup",
+        "
          1s  ana settles inv-7/1 with token 1 pending 5s => WAITING
          2s  ben acquires inv-7 for 60s       => token 2, attempt 1 Open
         10s  ben releases inv-7 with token 2  => released
         10s  look at inv-7                    => IN_DOUBT, attempt 1 Open, next try in 1000 ms
-    ");
+    ",
+    );
     charging("", "
          1s  ana settles inv-7/1 with token 1 pending 5s => WAITING
          2s  ben acquires inv-7 for 60s       => token 2, attempt 1 Open

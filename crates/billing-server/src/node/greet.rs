@@ -11,9 +11,9 @@ use openraft::errors::{InitializeError, RaftError};
 use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
 
-use super::Inner;
 use super::bounds::{GREETING_EVERY, WALL_OFF_MAX_MS};
 use super::clock::wall_correction;
+use super::{EndReason, Inner};
 use crate::raft::folders::FolderId;
 use crate::raft::links::{Lane, body, payload};
 use crate::raft::{Peer, StateHash};
@@ -94,7 +94,7 @@ pub(crate) async fn found(node: Arc<Inner>, founding: Founding) {
                         silent.remove(&to);
                     }
                     Err(status) if banned(&status) => {
-                        node.fail_stop.trip(&status.message());
+                        node.fail_stop.trip(contradicted(&status));
                         return;
                     }
                     Err(status) if status.code() == Code::FailedPrecondition => {
@@ -122,9 +122,9 @@ pub(crate) async fn found(node: Arc<Inner>, founding: Founding) {
             // A member that was quicker has replicated it to this one already.
             Err(RaftError::APIError(InitializeError::NotAllowed(_))) => {}
             Err(error) => {
-                node.fail_stop.trip(&format!(
+                node.fail_stop.trip(EndReason::Contradicted(format!(
                     "the cluster cannot be founded: {error}: check that this node is among its peers"
-                ));
+                )));
                 return;
             }
         }
@@ -212,7 +212,7 @@ async fn round(node: &Inner) {
                 hashes.push(greeted.hashes);
             }
             Err(status) if banned(&status) => {
-                node.fail_stop.trip(&status.message());
+                node.fail_stop.trip(contradicted(&status));
                 return;
             }
             Err(status) if status.code() == Code::FailedPrecondition => {
@@ -258,11 +258,16 @@ fn compare_states(node: &Inner, others: &[Vec<StateHash>], majority: usize) {
             *differing.entry(other.hash).or_default() += 1;
         }
         if differing.values().any(|&count| count >= majority) {
-            node.fail_stop.trip(&format!(
+            node.fail_stop.trip(EndReason::Contradicted(format!(
                 "the state at index {} differs from a majority's: this node's memory or disk changed what the log says; {}",
                 mine.index,
                 billing_store::REJOIN
-            ));
+            )));
         }
     }
+}
+
+/// Another node's word that this one must not go on.
+fn contradicted(status: &Status) -> EndReason {
+    EndReason::Contradicted(status.message().to_owned())
 }

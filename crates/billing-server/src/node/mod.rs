@@ -28,7 +28,7 @@ use tokio::task::JoinHandle;
 
 pub use bounds::BATCH_BYTES_MAX;
 pub use error::CallError;
-pub use fail_stop::FailStop;
+pub use fail_stop::{EndReason, FailStop};
 pub use greet::Founding;
 pub use proposer::Answer;
 pub use start::{NodeConfig, StartError};

@@ -15,7 +15,9 @@ use tokio::sync::{Semaphore, watch};
 
 use super::bounds::{BATCH_BYTES_MAX, CALL_TIMEOUT, ENTRIES_IN_FLIGHT_MAX};
 use super::clock::LeaderClock;
-use super::{FailStop, Founding, Inner, Node, forward, greet, proposer, reads, until_true};
+use super::{
+    EndReason, FailStop, Founding, Inner, Node, forward, greet, proposer, reads, until_true,
+};
 use crate::raft::Peer;
 use crate::raft::folders::{FolderId, Folders, FoldersError};
 use crate::raft::links::{Links, Me, PEER_MESSAGE_BYTES_MAX};
@@ -224,8 +226,9 @@ async fn serve(node: Arc<Inner>, listener: Box<dyn Listener>) {
         })
         .await;
     if let Err(error) = served {
-        node.fail_stop
-            .trip(&format!("the listener for other nodes failed: {error}"));
+        node.fail_stop.trip(EndReason::Bug(format!(
+            "the listener for other nodes failed: {error}"
+        )));
     }
 }
 
@@ -267,7 +270,7 @@ async fn watch_disk(node: Arc<Inner>) {
         Err(_) => return,
     };
     if let Some(error) = failed {
-        node.fail_stop.trip(&error);
+        node.fail_stop.trip(error);
     }
 }
 
@@ -278,9 +281,9 @@ async fn watch_consensus(node: Arc<Inner>) {
         let running = metrics.borrow_watched().running_state.clone();
         if let Err(fatal) = running {
             if !*node.closing.borrow() {
-                node.fail_stop.trip(&format!(
+                node.fail_stop.trip(EndReason::Bug(format!(
                     "the consensus ended: {fatal}: start the node again"
-                ));
+                )));
             }
             return;
         }

@@ -30,6 +30,8 @@ pub struct Member {
     pub raft: String,
     pub client: String,
     pub voter: bool,
+    /// How far its log is known to reach; absent on a node that does not lead.
+    pub matched: Option<u64>,
 }
 
 /// How a node sees itself and its cluster. Indexes are absent while there is no such entry.
@@ -60,7 +62,13 @@ pub struct NodeStatus {
 impl Inner {
     pub(crate) fn status(&self) -> NodeStatus {
         let metrics = self.raft.metrics().borrow_watched().clone();
-        let members = members(&metrics.membership_config);
+        let members = members(&metrics.membership_config, |node| {
+            if node == self.config.node {
+                return metrics.heartbeat.as_ref().and(metrics.last_log_index);
+            }
+            let matched = metrics.replication.as_ref()?.get(&node)?;
+            matched.as_ref().map(|id| id.index)
+        });
         let (ledger_id, applied, state_hash, hashes, cluster_time) = {
             let state = self.replica.state();
             (
@@ -98,7 +106,10 @@ impl Inner {
     }
 }
 
-fn members(membership: &crate::raft::types::Membership) -> Vec<Member> {
+fn members(
+    membership: &crate::raft::types::Membership,
+    matched: impl Fn(u64) -> Option<u64>,
+) -> Vec<Member> {
     let voters: Vec<u64> = membership.voter_ids().collect();
     membership
         .membership()
@@ -108,6 +119,7 @@ fn members(membership: &crate::raft::types::Membership) -> Vec<Member> {
             raft: peer.raft.clone(),
             client: peer.client.clone(),
             voter: voters.contains(&node),
+            matched: matched(node),
         })
         .collect()
 }

@@ -48,14 +48,15 @@ impl LogStore {
     /// A disk that failed, or that holds what this binary cannot read, ends the process. `Closed` is an orderly end.
     fn failed(&self, error: StoreError) -> io::Error {
         if !matches!(error, StoreError::Closed) {
-            self.fail_stop.trip(&error);
+            self.fail_stop.trip(error.clone());
         }
         error.into()
     }
 
     fn unreadable(&self, error: CodecError) -> io::Error {
-        self.fail_stop.trip(&error);
-        error.into()
+        let told = io::Error::other(error.to_string());
+        self.fail_stop.trip(error);
+        told
     }
 
     fn recent(&self) -> MutexGuard<'_, BTreeMap<u64, Entry>> {
@@ -282,7 +283,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             Ok(()) => callback.io_completed(Ok(())),
             Err(StoreError::Closed) => callback.io_completed(Err(StoreError::Closed.into())),
             // Never acknowledged: the process ends here.
-            Err(error) => fail_stop.trip(&error),
+            Err(error) => fail_stop.trip(error),
         });
         self.disk
             .append(stored, done)

@@ -8,12 +8,14 @@ use billing_core::{ClusterTime, Ledger};
 use tokio::sync::watch;
 
 use super::types::{LogId, Membership};
-use crate::node::{FailStop, clock::LeaderClock, waiters::Waiters};
+use crate::node::{EndReason, FailStop, clock::LeaderClock, waiters::Waiters};
 
 /// Every index that is a multiple of this has its state hash published.
 pub const HASH_EVERY: u64 = 10_000;
 /// Published hashes kept: nodes that lag a little can still be compared.
 const HASHES_KEPT: usize = 8;
+
+const APPLY_PANICKED: &str = "the ledger panicked while it applied an entry";
 
 /// The state hash after the entry at `index` was applied.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, serde::Serialize, serde::Deserialize)]
@@ -91,7 +93,7 @@ impl Replica {
         self.state.read().unwrap_or_else(|poisoned| {
             // A panic while applying: the ledger may be torn, and must not be shown to anybody.
             self.fail_stop
-                .trip(&"the ledger panicked while it applied an entry");
+                .trip(EndReason::Bug(APPLY_PANICKED.to_owned()));
             poisoned.into_inner()
         })
     }
@@ -100,7 +102,7 @@ impl Replica {
     pub fn state_mut(&self) -> RwLockWriteGuard<'_, State> {
         self.state.write().unwrap_or_else(|poisoned| {
             self.fail_stop
-                .trip(&"the ledger panicked while it applied an entry");
+                .trip(EndReason::Bug(APPLY_PANICKED.to_owned()));
             poisoned.into_inner()
         })
     }

@@ -16,11 +16,11 @@ use super::folders::FolderId;
 use super::links::{Introduction, body, introduction, payload};
 use super::snapshot::{SnapshotFile, SnapshotHeader};
 use super::types::TypeConfig;
-use crate::node::Inner;
 use crate::node::error::CallError;
 use crate::node::forward;
 use crate::node::greet::{Greeted, Greeting};
 use crate::node::reads;
+use crate::node::{EndReason, Inner};
 
 /// Appends of one stream that wait to be read by the consensus.
 pub struct PeerService {
@@ -76,7 +76,7 @@ impl Inner {
         {
             // The others remember a folder that is gone: this one must not speak in its place.
             let reason = foreign_folder(me.node, meant, self.folders.own());
-            self.fail_stop.trip(&reason);
+            self.fail_stop.trip(EndReason::Contradicted(reason.clone()));
             return Err(Status::failed_precondition(reason));
         }
         self.admit(who.from, who.folder).await
@@ -91,7 +91,7 @@ impl Inner {
             ))),
             Err(error) => {
                 if !matches!(error, StoreError::Closed) {
-                    self.fail_stop.trip(&error);
+                    self.fail_stop.trip(error.clone());
                 }
                 Err(Status::unavailable(error.to_string()))
             }
@@ -233,7 +233,7 @@ impl PeerService {
     ) -> Result<SnapshotFile, Status> {
         let failed = |error: StoreError| {
             if error.is_fatal() {
-                self.node.fail_stop.trip(&error);
+                self.node.fail_stop.trip(error.clone());
             }
             Status::unavailable(error.to_string())
         };

@@ -42,10 +42,11 @@ impl StateMachine {
     }
 
     fn failed(&self, error: SnapshotError) -> io::Error {
+        let told = io::Error::other(error.to_string());
         if error.is_fatal() {
-            self.fail_stop.trip(&error);
+            self.fail_stop.trip(error);
         }
-        error.into()
+        told
     }
 
     /// One entry, under the lock; what must be told to others afterwards is returned.

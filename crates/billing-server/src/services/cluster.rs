@@ -171,7 +171,7 @@ impl Cluster {
                     client_address: member.client,
                     raft_address: member.raft,
                     voter: member.voter,
-                    matched_index: 0,
+                    matched_index: member.matched.unwrap_or(0),
                 })
                 .collect(),
             last_log_index: node.last_log.unwrap_or(0),

@@ -150,7 +150,7 @@ impl Cluster {
                     billing_store::create(&folder, &identity)?
                 };
                 let fail_stop = FailStop::new(move |why| {
-                    *reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_owned());
+                    *reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_string());
                 });
                 // A port that was just closed may take a moment.
                 let node = Node::start(config, Env::real(), disk, listener, fail_stop).await?;
