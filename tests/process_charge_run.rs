@@ -70,7 +70,10 @@ impl Stage {
             ..Default::default()
         });
         let submitted = self.client.submit_invoices(invoices, |_| {}).await?;
-        ensure!(submitted.submitted == count as u64, "{submitted:?}");
+        ensure!(
+            submitted.submitted + submitted.unchanged == count as u64,
+            "{submitted:?}"
+        );
         Ok(())
     }
 
@@ -245,6 +248,49 @@ async fn stopped_stalled_and_killed_workers_leave_one_charge_each() -> Result<()
         ),
         (150, 150)
     );
+    stage.strike().await
+}
+
+#[tokio::test]
+async fn invoices_that_this_worker_may_not_charge_keep_nobody_else_waiting() -> Result<()> {
+    let stage = Stage::set(&[]).await?;
+    stage.submit(20).await?;
+    let declined = [
+        "--until-empty",
+        "--payment-method",
+        "pm_card_visa_chargeDeclinedStolenCard",
+    ];
+    let mut first = stage.worker("first", &declined)?;
+    ends_with(&mut first, 0).await?;
+    assert_eq!(stage.count(v1::InvoiceStatus::Failed).await?, 20);
+    // Their objects belong to the first worker's account, and they are due before everything else.
+    for number in 0..20 {
+        stage
+            .client
+            .requeue_invoice(&format!("inv-{number}"), "the card was replaced")
+            .await?;
+    }
+    stage.submit(25).await?;
+    let elsewhere = [
+        "--until-empty",
+        "--account",
+        "another",
+        "--concurrency",
+        "4",
+    ];
+    let mut other = stage.worker("other", &elsewhere)?;
+    ends_with(&mut other, 1).await?;
+    assert_eq!(stage.charged().await?, 5);
+    let log = read(&stage.log("other"))?;
+    assert!(log.contains("account is default, not another"), "{log}");
+    assert_eq!(
+        stage.count(v1::InvoiceStatus::Processing).await?,
+        0,
+        "they are given back"
+    );
+    let mut right = stage.worker("right", &["--until-empty"])?;
+    ends_with(&mut right, 0).await?;
+    assert_eq!(stage.charged().await?, 25);
     stage.strike().await
 }
 

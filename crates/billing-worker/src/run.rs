@@ -5,8 +5,11 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::time::Duration;
 
-use billing_client::{Claimed, ClaimedInvoice, Client, Failure, Session, SessionOptions, v1};
+use billing_client::{
+    Claimed, ClaimedInvoice, Client, Failure, LeaseGuard, Session, SessionOptions, v1,
+};
 use billing_core::Rejection;
+use billing_env::MonoTime;
 use billing_gate::{Attempt, Gate, Outcome, bill_of};
 use futures::future::BoxFuture;
 use tokio::task::JoinSet;
@@ -22,6 +25,11 @@ const IDLE_MIN: Duration = Duration::from_millis(50);
 const FAILED_PAUSE: Duration = Duration::from_millis(500);
 /// While the cluster refuses all charges: an operator has to do something.
 const REFUSED_PAUSE: Duration = Duration::from_secs(5);
+/// How long an invoice that this worker may not charge stays leased. Given back at once it would be claimed again at once,
+/// before everything that is due later.
+const ASIDE_FOR: Duration = Duration::from_secs(60);
+/// Leases set aside; more: the oldest is given back.
+const ASIDE_MAX: usize = 1_000;
 
 /// How a run is made.
 #[derive(Clone, Debug)]
@@ -60,8 +68,17 @@ pub struct Run {
 
 /// What goes on at the moment.
 struct Work {
-    charges: JoinSet<Option<Outcome>>,
+    charges: JoinSet<Charge>,
     in_hand: VecDeque<ClaimedInvoice>,
+    aside: VecDeque<(MonoTime, LeaseGuard)>,
+}
+
+/// How one charge ended.
+struct Charge {
+    /// None: the invoice cannot be read.
+    outcome: Option<Outcome>,
+    /// The lease on an invoice that this worker may not charge, however often it tries.
+    aside: Option<LeaseGuard>,
 }
 
 /// Why the work under one session ended.
@@ -86,6 +103,7 @@ impl Run {
         let mut work = Work {
             charges: JoinSet::new(),
             in_hand: VecDeque::new(),
+            aside: VecDeque::new(),
         };
         loop {
             let session = tokio::select! {
@@ -99,6 +117,7 @@ impl Run {
             let turn = self.work(&session, &mut work, &mut stop).await;
             // What is in hand and not begun is given back; what is on the wire finishes.
             work.in_hand.clear();
+            work.aside.clear();
             match turn {
                 Turn::SessionLost => {
                     self.tally.session_lost();
@@ -152,6 +171,9 @@ impl Run {
             self.start_charges(work);
             let room = self.options.concurrency.saturating_sub(work.in_hand.len());
             if claiming.is_none() && nap.is_none() && room * 2 > self.options.concurrency {
+                let now = clock.monotonic();
+                work.aside
+                    .retain(|(since, _)| now.since(*since) < ASIDE_FOR);
                 let max = u32::try_from(room)
                     .unwrap_or(u32::MAX)
                     .min(billing_core::limits::CLAIM_MAX.into());
@@ -162,7 +184,7 @@ impl Run {
                 () = stop.wished() => return Turn::Over(Ending::Stopped),
                 _ = &mut lost => return Turn::SessionLost,
                 Some(ended) = work.charges.join_next(), if !work.charges.is_empty() => {
-                    if let Some(pause) = match self.count(ended) {
+                    if let Some(pause) = match self.count(ended, &mut work.aside) {
                         Next::GoOn => None,
                         Next::Pause(pause) => Some(pause),
                         Next::End(why) => return Turn::Over(Ending::Refused(why)),
@@ -178,7 +200,7 @@ impl Run {
                             let got = claimed.invoices.len();
                             work.in_hand.extend(claimed.invoices);
                             if got == 0 && work.charges.is_empty() && work.in_hand.is_empty() && self.options.until_empty {
-                                match self.what_is_left(claimed.next_due_in).await {
+                                match self.what_is_left(claimed.next_due_in, work.aside.len()).await {
                                     Ok(Some(ending)) => return Turn::Over(ending),
                                     Ok(None) => {}
                                     Err(failure) => tracing::warn!(%failure, "cannot tell what is left"),
@@ -217,12 +239,24 @@ impl Run {
         }
     }
 
-    fn count(&self, ended: Result<Option<Outcome>, tokio::task::JoinError>) -> Next {
+    fn count(
+        &self,
+        ended: Result<Charge, tokio::task::JoinError>,
+        aside: &mut VecDeque<(MonoTime, LeaseGuard)>,
+    ) -> Next {
         let outcome = match ended {
-            Ok(Some(outcome)) => outcome,
-            Ok(None) => {
-                self.tally.refused();
-                return Next::GoOn;
+            Ok(charge) => {
+                if let Some(guard) = charge.aside {
+                    aside.push_back((self.client.env().clock.monotonic(), guard));
+                    if aside.len() > ASIDE_MAX {
+                        aside.pop_front();
+                    }
+                }
+                let Some(outcome) = charge.outcome else {
+                    self.tally.refused();
+                    return Next::GoOn;
+                };
+                outcome
             }
             Err(error) => {
                 // A fault of ours: its lease is given back as its guard is dropped, and its attempt is in doubt.
@@ -248,7 +282,19 @@ impl Run {
     }
 
     /// Whether the run is over: nothing that is not ended, or nothing that becomes due within the patience.
-    async fn what_is_left(&self, next_due_in: Option<Duration>) -> Result<Option<Ending>, Failure> {
+    /// `aside`: how many of the leases that stand are on invoices that this worker may not charge.
+    async fn what_is_left(
+        &self,
+        next_due_in: Option<Duration>,
+        aside: usize,
+    ) -> Result<Option<Ending>, Failure> {
+        let soon = next_due_in.is_some_and(|due| due <= self.options.patience);
+        if aside > 0 {
+            // Others may have set aside what they may not charge: waiting for each other would never end.
+            let why =
+                format!("{aside} invoices cannot be charged by this worker; the log says why");
+            return Ok((!soon).then_some(Ending::Refused(why)));
+        }
         let in_doubt = self.any(v1::InvoiceStatus::InDoubt).await?;
         // Others' leases end, or come back to us when their holders are gone.
         let leased = self.any(v1::InvoiceStatus::Processing).await?
@@ -257,7 +303,6 @@ impl Run {
         if !in_doubt && !leased && !pending {
             return Ok(Some(Ending::Empty));
         }
-        let soon = next_due_in.is_some_and(|due| due <= self.options.patience);
         if leased || soon {
             return Ok(None);
         }
@@ -286,7 +331,7 @@ impl Run {
         while !work.charges.is_empty() {
             tokio::select! {
                 Some(ended) = work.charges.join_next() => {
-                    self.count(ended);
+                    self.count(ended, &mut work.aside);
                 }
                 () = &mut grace => {
                     tracing::warn!(charges = work.charges.len(), "not waiting longer; these stay in doubt");
@@ -294,6 +339,7 @@ impl Run {
                 }
             }
         }
+        work.aside.clear();
     }
 }
 
@@ -304,14 +350,18 @@ enum Next {
     End(String),
 }
 
-/// Charges one claimed invoice and gives its lease back. None: the invoice cannot be read.
-async fn charge(client: Client, gate: Arc<Gate>, claimed: ClaimedInvoice) -> Option<Outcome> {
+/// Charges one claimed invoice and gives its lease back, unless it has to be set aside.
+async fn charge(client: Client, gate: Arc<Gate>, claimed: ClaimedInvoice) -> Charge {
     let ClaimedInvoice { guard, invoice } = claimed;
+    let unreadable = |guard| Charge {
+        outcome: None,
+        aside: Some(guard),
+    };
     let bill = match bill_of(&invoice) {
         Ok(bill) => bill,
         Err(error) => {
             tracing::error!(invoice = %invoice.invoice_id, %error, "cannot be read by this version");
-            return None;
+            return unreadable(guard);
         }
     };
     let known = guard.open_attempt().map(Attempt::try_from);
@@ -319,16 +369,24 @@ async fn charge(client: Client, gate: Arc<Gate>, claimed: ClaimedInvoice) -> Opt
         Ok(known) => gate.charge(&client, &guard, &bill, known.as_ref()).await,
         Err(error) => {
             tracing::error!(invoice = %invoice.invoice_id, %error, "its attempt cannot be read by this version");
-            return None;
+            return unreadable(guard);
         }
     };
     note(&bill.invoice, &outcome);
-    if outcome.ended_the_lease() || !guard.is_valid() {
+    let mut aside = None;
+    if let Outcome::Refused(Rejection::WrongTerms { .. } | Rejection::AttemptsUsedUp { .. }) =
+        &outcome
+    {
+        aside = Some(guard);
+    } else if outcome.ended_the_lease() || !guard.is_valid() {
         guard.settled();
     } else if let Err(failure) = guard.release().await {
         tracing::info!(invoice = %bill.invoice, %failure, "not given back; it ends with the session");
     }
-    Some(outcome)
+    Charge {
+        outcome: Some(outcome),
+        aside,
+    }
 }
 
 fn note(invoice: &billing_core::InvoiceId, outcome: &Outcome) {
