@@ -27,6 +27,29 @@ fn leader_named(metadata: &MetadataMap) -> Option<(u64, String)> {
 }
 
 #[tokio::test]
+async fn the_leader_says_how_far_each_log_reaches_and_a_follower_does_not_pretend() -> Result<()> {
+    let cluster = Cluster::start(3).await?;
+    let (leader, followers) = cluster.leader_and_followers().await?;
+    let matched = |at: usize| {
+        let operators = cluster.operators(at);
+        async move {
+            let status = operators?.get_status(v1::GetStatusRequest {}).await?;
+            let status = status.into_inner();
+            let reached: Vec<u64> = status.members.iter().map(|one| one.matched_index).collect();
+            anyhow::Ok((status.last_log_index, reached))
+        }
+    };
+    common::until(|| async {
+        let (last, reached) = matched(leader).await?;
+        Ok(last > 0 && reached == [last; 3])
+    })
+    .await?;
+    assert_eq!(matched(followers[0]).await?.1, [0; 3]);
+    cluster.stop().await;
+    Ok(())
+}
+
+#[tokio::test]
 async fn every_node_answers_and_every_answer_names_the_leader() -> Result<()> {
     let cluster = Cluster::start(3).await?;
     let (leader, followers) = cluster.leader_and_followers().await?;
