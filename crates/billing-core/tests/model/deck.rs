@@ -7,7 +7,7 @@ use std::sync::Arc;
 use billing_core::*;
 
 use crate::dice::Dice;
-use crate::naive::Model;
+use crate::naive::{Model, Rest};
 
 pub const LEDGER: &str = "model";
 const HISTORY: usize = 64;
@@ -17,7 +17,7 @@ const KINDS: usize = 23;
 pub struct Deck {
     weights: [u64; KINDS],
     honest: bool,
-    pub invoices: Vec<InvoiceId>,
+    invoices: Vec<InvoiceId>,
     sessions: Vec<SessionId>,
     gone: Vec<SessionId>,
     next_id: u64,
@@ -28,6 +28,8 @@ pub struct Deck {
     objects: u64,
     references: u64,
     slow_answers: u64,
+    /// In percent: how often a command is the next sensible step of some invoice, so that deep states are reached.
+    sense: u64,
 }
 
 pub fn id16(number: u64) -> [u8; 16] {
@@ -79,7 +81,7 @@ impl Deck {
         ] {
             weights[kind] = weights[kind].min(most);
         }
-        if dice.percent(70) {
+        if dice.percent(if honest { 90 } else { 70 }) {
             weights[21] = 0;
         }
         let valid_for = *dice.pick(&[1_000, 4_000, 20_000]);
@@ -129,6 +131,7 @@ impl Deck {
             objects: dice.between(1, 3),
             references: dice.between(1, 6),
             slow_answers: dice.between(0, 10),
+            sense: dice.between(20, 90),
         }
     }
 
@@ -150,6 +153,9 @@ impl Deck {
 
     fn fresh(&mut self, dice: &mut Dice, model: &Model) -> Command {
         let invoice = dice.pick(&self.invoices).clone();
+        if dice.below(100) < self.sense {
+            return self.step(dice, model, invoice);
+        }
         match dice.weighted(&self.weights) {
             0 => self.open(dice, model),
             1 => Command::KeepAlive(KeepAlive {
@@ -210,7 +216,7 @@ impl Deck {
             }),
             19 => Command::PauseProvider(PauseProvider {
                 provider: dice.pick(&self.terms).provider.clone(),
-                paused: dice.percent(30),
+                paused: dice.percent(15),
                 reason: evidence("outage"),
             }),
             20 => Command::Tick,
@@ -227,6 +233,85 @@ impl Deck {
                 }),
             },
         }
+    }
+
+    /// What somebody who means well would ask for next; an honest deck leaves money to the gates.
+    fn step(&mut self, dice: &mut Dice, model: &Model, id: InvoiceId) -> Command {
+        if model.ledger_id.is_none() {
+            let ledger_id = LedgerId::new(LEDGER).expect("short");
+            let no_prior_charges = dice.percent(50);
+            return Command::Bootstrap(Bootstrap {
+                ledger_id,
+                no_prior_charges,
+            });
+        }
+        if !model.charges_allowed && dice.percent(2) {
+            return Command::AllowCharges(AllowCharges {
+                evidence: evidence("compared"),
+            });
+        }
+        let known = model.invoices.get(&id);
+        let Some(invoice) = known.filter(|invoice| invoice.bill.is_some()) else {
+            return self.submit(dice, model, id);
+        };
+        match &invoice.rest {
+            Some(Rest::Paid) => return self.keep_alive(dice, model),
+            Some(_) if dice.percent(20) => return self.resolve(dice, model, id),
+            Some(_) => {
+                return Command::RequeueInvoice(RequeueInvoice {
+                    invoice: id,
+                    reason: None,
+                });
+            }
+            None => {}
+        }
+        let live = invoice.live().map(|attempt| attempt.state);
+        if invoice.lease.is_none() {
+            return match dice.below(10) {
+                0 if live.is_some() => self.resolve(dice, model, id),
+                1..=3 => self.keep_alive(dice, model),
+                4 => self.acquire_implicit(dice, id),
+                _ => self.acquire(dice, model, id),
+            };
+        }
+        match (live, dice.below(20)) {
+            (_, 0..=3) => self.keep_alive(dice, model),
+            (_, 4) => self.acquire(dice, model, id), // Joins the queue.
+            (Some(_), _) if self.honest => self.settle(dice, model, id),
+            (None, _) | (Some(AttemptState::Open), 5..=6) if !self.honest || dice.percent(20) => {
+                self.begin(dice, model, id)
+            }
+            (Some(AttemptState::Open), 7..=8) => self.attach(dice, model, id),
+            (_, 9) => {
+                let token = self.token(dice, model, &id);
+                Command::ReleaseLease(ReleaseLease::ByToken { invoice: id, token })
+            }
+            (Some(_), _) => self.settle(dice, model, id),
+            (None, _) => Command::Tick,
+        }
+    }
+
+    fn keep_alive(&mut self, dice: &mut Dice, model: &Model) -> Command {
+        let session = self.session(dice, model);
+        if !model.is_alive(session) {
+            return self.open(dice, model);
+        }
+        Command::KeepAlive(KeepAlive { session })
+    }
+
+    /// In an honest deck: what the gates' provider is known to do, or the same of another account.
+    pub fn use_terms(&mut self, terms: &Arc<Terms>) {
+        let other = Terms {
+            account: AccountId::new("acct-2").expect("short"),
+            ..Terms::clone(terms)
+        };
+        self.terms = vec![Arc::clone(terms); 9];
+        self.terms.push(Arc::new(other));
+    }
+
+    /// A name whose invoice is over makes room for a new one.
+    pub fn replace(&mut self, at: usize, invoice: &InvoiceId) {
+        self.invoices[at] = invoice.clone();
     }
 
     fn session(&mut self, dice: &mut Dice, model: &Model) -> SessionId {
@@ -454,8 +539,10 @@ impl Deck {
 
     fn charged(&self, dice: &mut Dice) -> Charged {
         Charged {
-            reference: Reference::new(&format!("ch-{}", dice.below(self.references)))
-                .expect("short"),
+            reference: match dice.below(4) {
+                0 => Reference::new(self.object(dice).as_str()).expect("short"),
+                _ => Reference::new(&format!("ch-{}", dice.below(self.references))).expect("short"),
+            },
             amount: match dice.below(10) {
                 0..=6 => None,
                 _ => AmountMinor::new(1_000 + dice.below(3)).ok(),
@@ -498,19 +585,24 @@ impl Deck {
             }
         } else {
             match dice.below(20) {
-                0..=1 => Outcome::Charged(self.charged(dice)),
+                0 => Outcome::Charged(self.charged(dice)),
+                1 => Outcome::Declined {
+                    code,
+                    retryable: false,
+                    finality: Finality::None,
+                },
                 2..=9 => Outcome::Declined {
                     code,
                     retryable: dice.percent(85),
                     finality,
                 },
-                10 => Outcome::LookedUp(Some(self.charged(dice))),
-                11..=13 => Outcome::LookedUp(None),
+                10 if dice.percent(30) => Outcome::LookedUp(Some(self.charged(dice))),
+                10..=13 => Outcome::LookedUp(None),
                 14..=15 => Outcome::Cancelled {
                     object: self.object(dice),
                 },
                 16..=17 => Outcome::Pending {
-                    expected_by: WallTime(model.wall + dice.below(30_000)),
+                    expected_by: WallTime(model.wall + self.wait_for_provider(dice)),
                 },
                 _ => Outcome::Unknown { detail: None },
             }
@@ -521,6 +613,14 @@ impl Deck {
             key,
             outcome,
         })
+    }
+
+    fn wait_for_provider(&self, dice: &mut Dice) -> u64 {
+        match dice.below(20) {
+            0 => limits::PENDING_MS_MAX + dice.below(2),
+            1 => 0,
+            _ => dice.below(30_000),
+        }
     }
 
     fn resolve(&mut self, dice: &mut Dice, model: &Model, invoice: InvoiceId) -> Command {

@@ -6,7 +6,7 @@ use billing_core::*;
 use crate::deck::{evidence, id16};
 use crate::dice::Dice;
 use crate::naive::Told;
-use crate::provider::{Caller, Profile, Provider};
+use crate::provider::{Caller, Profile, Provider, Reply as Heard};
 
 #[derive(Clone, Debug)]
 enum Phase {
@@ -104,8 +104,8 @@ impl Gates {
 
     /// One step of one gate, provider or person. What they ask of the ledger goes on its way.
     pub fn step(&mut self, dice: &mut Dice, now: u64, views: &[(InvoiceId, Option<InvoiceView>)]) {
-        for (caller, outcome, movement) in self.provider.deliver(dice, now) {
-            if let Some(movement) = movement {
+        for reply in self.provider.deliver(dice, now) {
+            if let Some(movement) = &reply.moved {
                 let times = *dice.pick(&[0, 0, 1, 1, 2]);
                 for _ in 0..times {
                     let outcome = Outcome::Charged(charged(movement.reference.clone()));
@@ -117,20 +117,26 @@ impl Gates {
                     );
                 }
             }
-            self.hear(dice, caller, outcome);
+            self.hear(dice, &reply);
         }
         if dice.percent(3) {
             self.person(dice, now, views);
         }
-        let at = dice.index(self.gates.len());
-        if dice.below(100) < self.stalls {
-            return;
+        for at in 0..self.gates.len() {
+            if dice.below(100) < self.stalls {
+                continue;
+            }
+            if dice.below(1_000) < self.restarts * 5 {
+                self.restart(dice, at);
+            } else {
+                self.act(dice, now, at, views);
+            }
         }
-        if dice.below(1_000) < self.restarts * 5 {
-            self.restart(dice, at);
-            return;
-        }
-        self.act(dice, now, at, views);
+    }
+
+    /// A name whose invoice is over makes room for a new one; whoever works on the old one goes on.
+    pub fn replace(&mut self, at: usize, invoice: &InvoiceId) {
+        self.invoices[at] = invoice.clone();
     }
 
     /// What has reached the ledger's door by now.
@@ -225,7 +231,7 @@ impl Gates {
                         None,
                         Command::ReleaseLease(ReleaseLease::BySeq { session, seq }),
                     );
-                } else {
+                } else if dice.percent(20) {
                     self.post(now, None, Command::KeepAlive(KeepAlive { session }));
                 }
             }
@@ -471,7 +477,8 @@ impl Gates {
     }
 
     /// A provider's reply reaches the run that waits for it, or nobody.
-    fn hear(&mut self, dice: &mut Dice, (at, run): Caller, outcome: Option<bool>) {
+    fn hear(&mut self, dice: &mut Dice, reply: &Heard) {
+        let (at, run) = reply.caller;
         let gate = &mut self.gates[at];
         if gate.run != run || dice.percent(25) {
             return;
@@ -487,8 +494,11 @@ impl Gates {
         else {
             return;
         };
-        let Some(yes) = outcome else {
-            return;
+        let Some(yes) = reply
+            .charged
+            .filter(|_| attempt.idempotency_key == reply.key)
+        else {
+            return; // Of no use, or to an earlier question.
         };
         let key = &attempt.idempotency_key;
         let object = attempt.provider_object.as_ref();

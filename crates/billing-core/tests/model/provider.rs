@@ -38,6 +38,14 @@ pub struct Send {
     pub caller: Caller,
 }
 
+/// What the provider answered to one send. `charged` None: an error that says nothing.
+pub struct Reply {
+    pub caller: Caller,
+    pub key: IdempotencyKey,
+    pub charged: Option<bool>,
+    pub moved: Option<Movement>,
+}
+
 #[derive(Clone)]
 pub struct Movement {
     pub key: IdempotencyKey,
@@ -57,6 +65,7 @@ pub struct Provider {
     made: u64,
     pub flight: Vec<Send>,
     pub moved: Vec<Movement>,
+    twice: Option<InvoiceId>,
 }
 
 impl Provider {
@@ -83,6 +92,7 @@ impl Provider {
             made: 0,
             flight: Vec::new(),
             moved: Vec::new(),
+            twice: None,
         }
     }
 
@@ -112,24 +122,27 @@ impl Provider {
         });
     }
 
-    /// What arrives by now: who asked, and whether it was charged (None: an error that says nothing).
-    pub fn deliver(
-        &mut self,
-        dice: &mut Dice,
-        now: u64,
-    ) -> Vec<(Caller, Option<bool>, Option<Movement>)> {
-        let (due, flying): (Vec<Send>, Vec<Send>) = std::mem::take(&mut self.flight)
+    /// What arrives by now, and is answered at once.
+    pub fn deliver(&mut self, dice: &mut Dice, now: u64) -> Vec<Reply> {
+        let (mut due, flying): (Vec<Send>, Vec<Send>) = std::mem::take(&mut self.flight)
             .into_iter()
             .partition(|send| send.arrives_at <= now);
         self.flight = flying;
-        let mut due = due;
         due.sort_by_key(|send| send.arrives_at);
         due.into_iter()
-            .map(|send| self.process(dice, send))
+            .map(|send| {
+                let (charged, moved) = self.process(dice, &send);
+                Reply {
+                    caller: send.caller,
+                    key: send.key,
+                    charged,
+                    moved,
+                }
+            })
             .collect()
     }
 
-    fn process(&mut self, dice: &mut Dice, send: Send) -> (Caller, Option<bool>, Option<Movement>) {
+    fn process(&mut self, dice: &mut Dice, send: &Send) -> (Option<bool>, Option<Movement>) {
         let at = send.arrives_at;
         if self.profile == Profile::Objects {
             let Some(state) = send
@@ -137,18 +150,16 @@ impl Provider {
                 .as_ref()
                 .and_then(|object| self.objects.get_mut(object))
             else {
-                return (send.caller, None, None);
+                return (None, None);
             };
             return match *state {
-                ObjectState::Cancelled => (send.caller, None, None),
-                ObjectState::Succeeded => (send.caller, Some(true), None),
-                ObjectState::Ready if dice.below(100) < self.declines => {
-                    (send.caller, Some(false), None)
-                }
+                ObjectState::Cancelled => (None, None),
+                ObjectState::Succeeded => (Some(true), None),
+                ObjectState::Ready if dice.below(100) < self.declines => (Some(false), None),
                 ObjectState::Ready => {
                     *state = ObjectState::Succeeded;
-                    let movement = self.book(dice, &send, at);
-                    (send.caller, Some(true), Some(movement))
+                    let movement = self.book(dice, send, at);
+                    (Some(true), Some(movement))
                 }
             };
         }
@@ -159,7 +170,7 @@ impl Provider {
             .filter(|(_, first)| self.keeps_ms.is_none_or(|keeps| first + keeps > at))
             .map(|(charged, _)| *charged);
         if let Some(charged) = stored {
-            return (send.caller, Some(charged), None);
+            return (Some(charged), None);
         }
         let charged = dice.below(100) >= self.declines;
         let kept = match self.profile {
@@ -170,8 +181,8 @@ impl Provider {
         if kept {
             self.stored.insert(text, (charged, at));
         }
-        let movement = charged.then(|| self.book(dice, &send, at));
-        (send.caller, Some(charged), movement)
+        let movement = charged.then(|| self.book(dice, send, at));
+        (Some(charged), movement)
     }
 
     fn book(&mut self, dice: &mut Dice, send: &Send, at: u64) -> Movement {
@@ -184,6 +195,13 @@ impl Provider {
             reference: Reference::new(&name).expect("short"),
             visible_at: at + dice.between(0, self.lag_max),
         };
+        if self
+            .moved
+            .iter()
+            .any(|moved| moved.key.invoice == send.key.invoice)
+        {
+            self.twice = Some(send.key.invoice.clone());
+        }
         self.moved.push(movement.clone());
         movement
     }
@@ -223,14 +241,8 @@ impl Provider {
             .cloned()
     }
 
-    /// The promise: no invoice was charged twice.
-    pub fn charged_twice(&self) -> Option<InvoiceId> {
-        let last = self.moved.last()?;
-        let times = self
-            .moved
-            .iter()
-            .filter(|moved| moved.key.invoice == last.key.invoice)
-            .count();
-        (times > 1).then(|| last.key.invoice.clone())
+    /// The promise broken: an invoice that was charged twice.
+    pub fn charged_twice(&self) -> Option<&InvoiceId> {
+        self.twice.as_ref()
     }
 }

@@ -12,6 +12,7 @@ use crate::dice::Dice;
 use crate::gates::Gates;
 use crate::naive::{Batch, Model};
 use crate::provider::{Caller, Profile, Provider};
+use crate::tally::Tally;
 
 /// What kind of run a seed draws.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -47,6 +48,8 @@ struct Run {
     model: Model,
     watch: Watch,
     invoices: Vec<InvoiceId>,
+    /// How many names were given to invoices so far.
+    named: usize,
     views: Vec<(InvoiceId, Option<InvoiceView>)>,
     log: VecDeque<(Stamp, Batch, Applied)>,
     commands: u64,
@@ -55,10 +58,11 @@ struct Run {
     snapshot_at: u64,
     audited: u64,
     audit_head: ChainHash,
+    tally: Tally,
 }
 
-/// Runs one seed for this many commands. Returns how many there were.
-pub fn run(seed: u64, commands: u64, watch: Watch) -> Result<u64, Broken> {
+/// Runs one seed for this many commands. Returns how many there were, and of what kind.
+pub fn run(seed: u64, commands: u64, watch: Watch) -> Result<(u64, Tally), Broken> {
     let mut dice = Dice::new(seed);
     let worlds = [
         Scene::World(Profile::Sticky),
@@ -98,6 +102,7 @@ pub fn run(seed: u64, commands: u64, watch: Watch) -> Result<u64, Broken> {
         model: Model::new(config),
         watch,
         views: invoices.iter().map(|id| (id.clone(), None)).collect(),
+        named: invoices.len(),
         invoices,
         log: VecDeque::new(),
         commands: 0,
@@ -106,6 +111,7 @@ pub fn run(seed: u64, commands: u64, watch: Watch) -> Result<u64, Broken> {
         snapshot_at: SNAPSHOT_EVERY,
         audited: 0,
         audit_head: CHAIN_START,
+        tally: Tally::default(),
         dice,
     };
     let outcome = match scene {
@@ -113,7 +119,7 @@ pub fn run(seed: u64, commands: u64, watch: Watch) -> Result<u64, Broken> {
         Scene::World(profile) => run.world(profile, keeps_forever, commands),
     };
     match outcome {
-        Ok(()) => Ok(run.commands),
+        Ok(()) => Ok((run.commands, run.tally)),
         Err(what) => {
             let timeline = run.timeline(&what);
             let what = format!("{scene:?}: {what}");
@@ -141,10 +147,13 @@ impl Run {
         let first = self.dice.below(1 << 20) << 8;
         let mut deck = Deck::new(&mut self.dice, false, self.invoices.clone(), first);
         if self.dice.percent(90) {
-            self.bootstrap()?;
+            self.bootstrap()?; // Else sooner or later, by the deck.
         }
         let most = self.dice.between(1, 6);
         while self.commands < commands {
+            for (at, invoice) in self.replace_what_is_over() {
+                deck.replace(at, &invoice);
+            }
             self.clock.step(&mut self.dice);
             let many = self.dice.between(1, most);
             let mut batch = Batch::new();
@@ -166,6 +175,7 @@ impl Run {
         let provider = Provider::new(&mut self.dice, profile, keeps_forever);
         let mut gates = Gates::new(&mut self.dice, provider, self.invoices.clone());
         let mut deck = Deck::new(&mut self.dice, true, self.invoices.clone(), 1 << 40);
+        deck.use_terms(&gates.provider.terms);
         let nonsense = match self.watch {
             Watch::Everything => self.dice.between(0, 40),
             Watch::BooksAlone => 0, // The deck follows the model.
@@ -173,6 +183,10 @@ impl Run {
         self.bootstrap()?;
         let mut next = 0;
         while self.commands < commands {
+            for (at, invoice) in self.replace_what_is_over() {
+                deck.replace(at, &invoice);
+                gates.replace(at, &invoice);
+            }
             self.clock.step(&mut self.dice);
             let now = self.clock.truth;
             gates.step(&mut self.dice, now, &self.views);
@@ -180,11 +194,11 @@ impl Run {
             if self.dice.below(100) < nonsense {
                 asked.push((None, deck.draw(&mut self.dice, &self.model)));
             }
-            if self.dice.percent(3) {
+            if self.dice.percent(10) {
                 next += 1;
                 asked.push((None, self.submit(next)));
             }
-            if self.dice.percent(2) {
+            if self.dice.below(200) == 0 {
                 asked.push((
                     None,
                     Command::AllowCharges(AllowCharges {
@@ -193,6 +207,9 @@ impl Run {
                 ));
             }
             if asked.is_empty() {
+                if self.dice.percent(70) {
+                    continue;
+                }
                 asked.push((None, Command::Tick));
             }
             let callers: Vec<Option<Caller>> = asked.iter().map(|(caller, _)| *caller).collect();
@@ -211,7 +228,42 @@ impl Run {
             }
             self.watch_books(&gates.provider)?;
         }
+        let what = match profile {
+            Profile::Sticky => "charged with sticky keys",
+            Profile::Loose => "charged with loose keys",
+            Profile::Keyless => "charged without keys",
+            Profile::Objects => "charged with objects",
+        };
+        self.tally.add(what, gates.provider.moved.len() as u64);
         self.finish()
+    }
+
+    /// Invoices that are paid, or have been in another end long enough, make room for new ones, or soon nothing happens.
+    fn replace_what_is_over(&mut self) -> Vec<(usize, InvoiceId)> {
+        let mut replaced = Vec::new();
+        for at in 0..self.views.len() {
+            let chance = match self.views[at]
+                .1
+                .as_ref()
+                .map(|view| (view.status, view.charge_reference.is_some()))
+            {
+                Some((InvoiceStatus::Paid, _)) => 100,
+                Some((InvoiceStatus::Review, true)) => 20,
+                Some((
+                    InvoiceStatus::Failed | InvoiceStatus::Cancelled | InvoiceStatus::Review,
+                    _,
+                )) => 5,
+                _ => 0,
+            };
+            if self.dice.below(1_000) < chance {
+                self.named += 1;
+                let invoice = InvoiceId::new(&format!("inv-{}", self.named)).expect("short");
+                self.invoices[at] = invoice.clone();
+                self.views[at] = (invoice.clone(), self.ledger.invoice_view(&invoice));
+                replaced.push((at, invoice));
+            }
+        }
+        replaced
     }
 
     /// An invoice after the other; a name that was used before is unchanged.
@@ -285,6 +337,9 @@ impl Run {
         if self.log.len() == REMEMBERED {
             self.log.pop_front();
         }
+        for ((_, command), told) in batch.iter().zip(&applied.results) {
+            self.tally.count(command, told);
+        }
         self.log.push_back((stamp, batch, applied.clone()));
         if panicked {
             return Err("the ledger panicked in its last batch, see above".into());
@@ -340,6 +395,10 @@ impl Run {
             .check_invariants()
             .map_err(|broken| broken.to_string())?;
         self.model.check_invariants()?;
+        for id in self.model.invoices.keys() {
+            self.model
+                .check_view(id, self.ledger.invoice_view(id).as_ref())?;
+        }
         if self.ledger.state_hash() != self.replica.state_hash() {
             return Err("I7: a replica has another state hash".into());
         }

@@ -207,6 +207,7 @@ impl Model {
                     not_after_wall: wall + terms.valid_for.get(),
                     taken_over: false,
                     terms: Some(Arc::clone(terms)),
+                    final_no: false,
                 });
             }
         }
@@ -336,10 +337,10 @@ impl Model {
                 if !reasons.is_empty() {
                     return Err(reasons);
                 }
-                let wait = expected_by
-                    .0
-                    .saturating_sub(self.wall)
-                    .min(limits::PENDING_MS_MAX);
+                let wait = expected_by.0.saturating_sub(self.wall);
+                if wait > limits::PENDING_MS_MAX {
+                    return Err(vec![invalid()]);
+                }
                 let until = self.now + wait;
                 self.invoices.get_mut(id).expect("leased").pending_until = until;
                 self.end_lease(id, End::Ended);
@@ -401,6 +402,11 @@ impl Model {
             }]);
         }
         let live = invoice.live().map(|attempt| attempt.number);
+        // The object belongs to the invoice: whichever attempt's confirm went through, it pays the one that is live.
+        let of_object = invoice.object.as_ref().is_some_and(|object| {
+            !object.cancelled && object.id.as_str() == charged.reference.as_str()
+        });
+        let number = live.filter(|_| of_object).unwrap_or(number);
         let mut wrong = Vec::new();
         match &invoice.bill {
             None => wrong.push(ReviewReason::NotSubmitted),
@@ -443,6 +449,7 @@ impl Model {
                 not_after_wall: 0,
                 taken_over: false,
                 terms: None,
+                final_no: false,
             }),
         }
         if wrong.is_empty() {
@@ -453,6 +460,7 @@ impl Model {
                 reasons.extend(before);
             }
             invoice.rest = Some(Rest::Review(reasons));
+            invoice.pending_until = 0; // A person looks now.
             self.alarms
                 .push((id.clone(), charged.reference.clone(), wrong));
         }
@@ -465,14 +473,16 @@ impl Model {
     }
 
     /// The attempt is dead by evidence; what becomes of the invoice.
-    fn after_death(&mut self, id: &InvoiceId, state: AttemptState, failed: bool) {
+    fn after_death(&mut self, id: &InvoiceId, state: AttemptState) {
         let now = self.now;
         let (least, most) = (
             self.config.retry_backoff_ms_min,
             self.config.retry_backoff_ms_max,
         );
         let invoice = self.invoices.get_mut(id).expect("has a live attempt");
-        invoice.live_mut().expect("dies now").state = state;
+        let attempt = invoice.live_mut().expect("dies now");
+        attempt.state = state;
+        let failed = attempt.final_no;
         invoice.pending_until = 0;
         invoice.next_try = 0;
         if invoice.rest.is_none() {
@@ -498,6 +508,7 @@ impl Model {
             .as_ref()
             .is_some_and(|object| !object.cancelled);
         let attempt = invoice.live_mut().expect("checked");
+        attempt.final_no = !retryable;
         let sticky = attempt.terms.as_ref().is_some_and(|terms| terms.sticky);
         let proven = match finality {
             Finality::None => false,
@@ -506,7 +517,7 @@ impl Model {
             Finality::Object => object,
         };
         if proven {
-            self.after_death(id, AttemptState::Declined, !retryable);
+            self.after_death(id, AttemptState::Declined);
         } else {
             attempt.state = AttemptState::Closing;
         }
@@ -526,10 +537,15 @@ impl Model {
             .as_ref()
             .map_or(0, |terms| terms.in_flight_max.get());
         // Under a lease granted after nothing could be in flight any more, by both clocks.
-        let dead = lease.granted_at > attempt.not_after + in_flight
+        let can_look_up = attempt
+            .terms
+            .as_ref()
+            .is_some_and(|terms| terms.can_look_up);
+        let dead = can_look_up
+            && lease.granted_at > attempt.not_after + in_flight
             && lease.granted_wall > attempt.not_after_wall + in_flight;
         if dead {
-            self.after_death(id, AttemptState::Cancelled, false);
+            self.after_death(id, AttemptState::Cancelled);
         }
         self.end_lease(id, End::Ended);
         self.status_reply(id)
@@ -566,9 +582,21 @@ impl Model {
             // Said twice: an attempt that was begun since knows nothing of this object.
             return self.status_reply(id);
         }
+        if let Some(reference) = invoice
+            .charges
+            .iter()
+            .find(|reference| reference.as_str() == object.as_str())
+            .cloned()
+        {
+            // It cannot have done both, and money is the fact to keep.
+            return Err(vec![Rejection::ChargeRecorded {
+                invoice: id.clone(),
+                reference,
+            }]);
+        }
         known.cancelled = true;
         if invoice.live().is_some() {
-            self.after_death(id, AttemptState::Cancelled, false);
+            self.after_death(id, AttemptState::Cancelled);
         }
         let rests = self.invoices[id].rest.is_some() && self.invoices[id].lease.is_some();
         if rests || self.stands(id, settle.token) {
@@ -633,7 +661,11 @@ impl Model {
                 if attempt.number != resolve.key.number {
                     reasons.push(wrong_key());
                 }
-                let in_ms = self.nothing_in_flight_at(attempt).saturating_sub(self.now);
+                // Nor while the provider said that it is still at work.
+                let quiet = self
+                    .nothing_in_flight_at(attempt)
+                    .max(invoice.pending_until);
+                let in_ms = quiet.saturating_sub(self.now);
                 if in_ms > 0 {
                     reasons.push(Rejection::TooEarly {
                         invoice: id.clone(),
@@ -647,7 +679,7 @@ impl Model {
         }
         let charged_before = !invoice.charges.is_empty();
         let review = invoice.rest.clone();
-        self.after_death(id, AttemptState::Cancelled, true);
+        self.after_death(id, AttemptState::Cancelled);
         let invoice = self.invoices.get_mut(id).expect("looked up");
         invoice.rest = if charged_before {
             review

@@ -1,4 +1,4 @@
-//! Sessions, leases, queues and time, as §2 to §4 say them.
+//! Leases, queues and what a seq was answered, as §2 and §3 say them.
 
 use billing_core::*;
 
@@ -7,223 +7,7 @@ use super::{
 };
 
 impl Model {
-    pub fn is_alive(&self, session: SessionId) -> bool {
-        self.sessions.contains_key(&session)
-    }
-
-    /// A used-up request_id is no session that anybody opened.
-    pub fn session_reasons(&self, session: SessionId) -> Vec<Rejection> {
-        let unknown = Rejection::SessionNotFound { session };
-        match self.ended.get(&session) {
-            Some(ended) if ended.implicit => vec![Rejection::SessionEnded { session }, unknown],
-            Some(_) => vec![Rejection::SessionEnded { session }],
-            None => vec![unknown],
-        }
-    }
-
-    pub fn keep(&mut self, id: SessionId) {
-        let now = self.now;
-        let session = self.sessions.get_mut(&id).expect("judged alive");
-        if session.deadline.is_some() {
-            session.deadline = Some(now + session.ttl);
-        }
-    }
-
-    pub fn open_session(&mut self, open: &OpenSession) -> Expected {
-        if self.ended.contains_key(&open.session) {
-            return Err(vec![Rejection::SessionEnded {
-                session: open.session,
-            }]);
-        }
-        if let Some(session) = self.sessions.get(&open.session) {
-            if session.implicit || session.holder != open.holder || session.ttl != open.ttl.get() {
-                return Err(vec![invalid()]);
-            }
-            self.keep(open.session);
-            return Ok(Reply::Session(self.session_view(open.session)));
-        }
-        if self.sessions.len() >= self.config.sessions_open_max {
-            return Err(vec![self.overloaded(Bound::SessionsOpen)]);
-        }
-        let deadline = Some(self.now + open.ttl.get());
-        self.start_session(
-            open.session,
-            open.holder.clone(),
-            open.ttl.get(),
-            deadline,
-            false,
-        );
-        Ok(Reply::Session(self.session_view(open.session)))
-    }
-
-    fn start_session(
-        &mut self,
-        id: SessionId,
-        holder: HolderId,
-        ttl: u64,
-        deadline: Option<u64>,
-        implicit: bool,
-    ) {
-        let answers = std::collections::BTreeMap::new();
-        self.sessions.insert(
-            id,
-            Session {
-                holder,
-                ttl,
-                deadline,
-                implicit,
-                floor: 1,
-                answers,
-            },
-        );
-    }
-
-    pub fn keep_alive(&mut self, keep: &KeepAlive) -> Expected {
-        if !self.is_alive(keep.session) {
-            return Err(self.session_reasons(keep.session));
-        }
-        self.keep(keep.session);
-        Ok(Reply::Session(self.session_view(keep.session)))
-    }
-
-    pub fn close_session(&mut self, close: &CloseSession) -> Expected {
-        let was_open = self.is_alive(close.session);
-        if was_open {
-            self.end_session(close.session, End::Ended);
-        }
-        // A close that overtook its open: the id is used up all the same.
-        let never = Ended {
-            implicit: false,
-            at: self.now,
-            answer: None,
-        };
-        self.ended.entry(close.session).or_insert(never);
-        Ok(Reply::SessionClosed { was_open })
-    }
-
-    /// Its leases end with it, and its waiters are told so.
-    pub fn end_session(&mut self, id: SessionId, how: End) {
-        let invoices: Vec<InvoiceId> = self.invoices.keys().cloned().collect();
-        for invoice in &invoices {
-            let waiting =
-                std::mem::take(&mut self.invoices.get_mut(invoice).expect("listed").waiters);
-            let (gone, stay): (Vec<Waiter>, Vec<Waiter>) =
-                waiting.into_iter().partition(|waiter| waiter.session == id);
-            self.invoices.get_mut(invoice).expect("listed").waiters = stay;
-            for waiter in gone {
-                self.answer(
-                    waiter.session,
-                    waiter.seq,
-                    Err(vec![Rejection::SessionEnded { session: id }]),
-                );
-                self.freed.insert(invoice.clone());
-            }
-        }
-        for invoice in &invoices {
-            let held = self.invoices[invoice]
-                .lease
-                .as_ref()
-                .is_some_and(|lease| lease.session == id);
-            if held {
-                self.end_lease(invoice, how);
-            }
-        }
-        if let Some(session) = self.sessions.remove(&id) {
-            let answer = session
-                .answers
-                .get(&1)
-                .cloned()
-                .filter(|_| session.implicit);
-            self.ended.insert(
-                id,
-                Ended {
-                    implicit: session.implicit,
-                    at: self.now,
-                    answer,
-                },
-            );
-        }
-    }
-
-    /// Ends the lease that stands, and an implicit session with it.
-    pub fn end_lease(&mut self, id: &InvoiceId, how: End) {
-        let now = self.now;
-        let invoice = self.invoices.get_mut(id).expect("leased");
-        let lease = invoice.lease.take().expect("leased");
-        invoice.last_expired = how == End::Expired;
-        // While the provider is at work its own date stands in for a back-off.
-        if invoice.live().is_some() && invoice.pending_until <= now {
-            invoice.doubts += 1;
-            invoice.next_try = now + doubt_backoff(invoice.doubts);
-        }
-        self.freed.insert(id.clone());
-        if self.sessions[&lease.session].implicit {
-            self.end_session(lease.session, how);
-        }
-    }
-
-    pub fn expire(&mut self) {
-        let now = self.now;
-        self.ended
-            .retain(|_, ended| !ended.implicit || ended.at + limits::IMPLICIT_REMEMBERED_MS > now);
-        self.time_out_waiters();
-        let due: Vec<SessionId> = self
-            .sessions
-            .iter()
-            .filter(|(_, session)| session.deadline.is_some_and(|deadline| deadline <= now))
-            .map(|(id, _)| *id)
-            .collect();
-        for session in due {
-            self.end_session(session, End::Expired);
-        }
-        let due: Vec<InvoiceId> = self
-            .invoices
-            .iter()
-            .filter(|(_, invoice)| {
-                invoice
-                    .lease
-                    .as_ref()
-                    .and_then(|lease| lease.own_deadline)
-                    .is_some_and(|at| at <= now)
-            })
-            .map(|(id, _)| id.clone())
-            .collect();
-        for invoice in due {
-            self.end_lease(&invoice, End::Expired);
-        }
-        let ids: Vec<InvoiceId> = self.invoices.keys().cloned().collect();
-        for id in ids {
-            self.freed.insert(id);
-        }
-        self.serve_freed();
-    }
-
-    /// Who has waited long enough is told who held the invoice so far, whatever else ends at the same instant.
-    fn time_out_waiters(&mut self) {
-        let now = self.now;
-        let mut due: Vec<(InvoiceId, Waiter)> = Vec::new();
-        for (id, invoice) in &mut self.invoices {
-            let (gone, stay): (Vec<Waiter>, Vec<Waiter>) = std::mem::take(&mut invoice.waiters)
-                .into_iter()
-                .partition(|waiter| waiter.deadline <= now);
-            invoice.waiters = stay;
-            due.extend(gone.into_iter().map(|waiter| (id.clone(), waiter)));
-        }
-        for (id, waiter) in due {
-            let mut reasons = self.cannot_lease(&id);
-            if self.sessions[&waiter.session]
-                .deadline
-                .is_some_and(|deadline| deadline <= now)
-            {
-                reasons.push(Rejection::SessionEnded {
-                    session: waiter.session,
-                });
-            }
-            self.answer(waiter.session, waiter.seq, Err(reasons));
-        }
-    }
-
-    fn overloaded(&self, bound: Bound) -> Rejection {
+    pub fn overloaded(&self, bound: Bound) -> Rejection {
         let max = match bound {
             Bound::SessionsOpen => self.config.sessions_open_max,
             Bound::LeasesPerSession => self.config.leases_per_session_max,
@@ -238,7 +22,7 @@ impl Model {
         }
     }
 
-    fn leases_of(&self, session: SessionId) -> usize {
+    pub fn leases_of(&self, session: SessionId) -> usize {
         let leases = self
             .invoices
             .values()
@@ -247,7 +31,7 @@ impl Model {
     }
 
     /// Every true reason why nobody can be granted this invoice now; none: it is free.
-    fn cannot_lease(&self, id: &InvoiceId) -> Vec<Rejection> {
+    pub fn cannot_lease(&self, id: &InvoiceId) -> Vec<Rejection> {
         let mut reasons = Vec::new();
         if self.grants_from > self.now {
             reasons.push(Rejection::GrantsNotYet {
@@ -277,7 +61,7 @@ impl Model {
     }
 
     /// Records the answer to a waiter, as the ledger gave it when it is among those allowed.
-    fn answer(&mut self, id: SessionId, seq: Seq, expected: Expected) {
+    pub fn answer(&mut self, id: SessionId, seq: Seq, expected: Expected) {
         let fate = match &expected {
             Ok(Reply::Leased(leased)) => {
                 Fate::Granted(leased.lease.invoice.clone(), leased.lease.token)
@@ -300,6 +84,7 @@ impl Model {
             if let Some(answer) = session.answers.get_mut(&u64::from(seq)) {
                 answer.fate = fate;
             }
+            Self::drop_oldest(session, self.config.answers_kept_max);
             if session.implicit && refused {
                 self.end_session(id, End::Ended);
             }
@@ -325,7 +110,7 @@ impl Model {
         }
     }
 
-    fn serve(&mut self, id: &InvoiceId) {
+    pub fn serve(&mut self, id: &InvoiceId) {
         self.review_unanswered(id);
         loop {
             let Some(invoice) = self.invoices.get_mut(id) else {
@@ -367,7 +152,7 @@ impl Model {
     }
 
     /// Leases an invoice that is free.
-    fn grant(&mut self, id: &InvoiceId, session: SessionId, ttl: Option<u64>) -> Reply {
+    pub fn grant(&mut self, id: &InvoiceId, session: SessionId, ttl: Option<u64>) -> Reply {
         self.token_last += 1;
         let token = FencingToken(self.token_last);
         let (now, wall) = (self.now, self.wall);
@@ -388,7 +173,7 @@ impl Model {
         self.leased(id)
     }
 
-    fn leased(&self, id: &InvoiceId) -> Reply {
+    pub fn leased(&self, id: &InvoiceId) -> Reply {
         let invoice = &self.invoices[id];
         let lease = invoice.lease.as_ref().expect("granted");
         Reply::Leased(Leased {
@@ -398,48 +183,78 @@ impl Model {
     }
 
     /// Raises the floor of what the client still wants answered.
-    fn raise_floor(session: &mut Session, done_below: u64) {
-        session.floor = session.floor.max(done_below);
-        let floor = session.floor;
-        session.answers.retain(|seq, _| *seq >= floor);
+    pub fn raise_floor(session: &mut Session, done_below: u64) {
+        if done_below > session.floor {
+            session.floor = done_below;
+            session
+                .answers
+                .retain(|seq, answer| *seq >= done_below || answer.is_queued());
+        }
     }
 
-    fn remember(&mut self, id: SessionId, seq: Seq, asked: Option<Asked>, fate: Fate) {
+    pub fn remember(&mut self, id: SessionId, seq: Seq, asked: Option<Asked>, fate: Fate) {
         let session = self.sessions.get_mut(&id).expect("alive");
         session
             .answers
             .insert(u64::from(seq), Answer { asked, fate });
-        while session.answers.len() > self.config.answers_kept_max {
-            if let Some((oldest, _)) = session.answers.pop_first() {
-                session.floor = session.floor.max(oldest + 1);
-            }
+        Self::drop_oldest(session, self.config.answers_kept_max);
+    }
+
+    /// What still waits is no answer yet.
+    pub fn drop_oldest(session: &mut Session, kept_max: usize) {
+        while session
+            .answers
+            .values()
+            .filter(|kept| !kept.is_queued())
+            .count()
+            > kept_max
+        {
+            let oldest = session
+                .answers
+                .iter()
+                .find(|(_, kept)| !kept.is_queued())
+                .map(|(seq, _)| *seq);
+            let oldest = oldest.expect("there are too many");
+            session.answers.remove(&oldest);
+            session.floor = session.floor.max(oldest + 1);
         }
     }
 
     /// The answer that was given to this seq before. None: it is new.
-    fn before(
+    pub fn before(
         &mut self,
         id: SessionId,
         seq: Seq,
         done_below: u64,
         asked: &Asked,
+        told: &Told,
     ) -> Option<Expected> {
         let session = self.sessions.get_mut(&id)?;
         if done_below > u64::from(seq) {
             return Some(Err(vec![invalid()])); // It says itself that nobody wants the answer.
         }
         Self::raise_floor(session, done_below);
-        if u64::from(seq) < session.floor {
-            return Some(Err(vec![Rejection::SeqBelow {
-                seq,
-                done_below: session.floor,
-            }]));
+        let (floor, answer) = (session.floor, session.answers.get(&u64::from(seq)).cloned());
+        let repeated = answer.map(|answer| self.repeated(seq, &answer, asked));
+        if u64::from(seq) >= floor {
+            return repeated;
         }
-        let answer = session.answers.get(&u64::from(seq))?.clone();
-        Some(self.repeated(seq, &answer, asked))
+        // One that still waited when the floor passed it may be remembered or not.
+        let below = Rejection::SeqBelow {
+            seq,
+            done_below: floor,
+        };
+        Some(match repeated {
+            Some(Ok(reply)) if told.is_ok() => Ok(reply),
+            Some(Err(mut reasons)) => {
+                reasons.push(below);
+                Err(reasons)
+            }
+            Some(Ok(_)) | None => Err(vec![below]),
+        })
     }
 
-    fn repeated(&self, seq: Seq, answer: &Answer, asked: &Asked) -> Expected {
+    pub fn repeated(&self, seq: Seq, answer: &Answer, asked: &Asked) -> Expected {
         if answer.asked.as_ref().is_some_and(|before| before != asked) {
             return Err(vec![Rejection::SeqReused { seq }]);
         }
@@ -500,7 +315,7 @@ impl Model {
                 if !self.is_alive(id) {
                     return Err(self.session_reasons(id));
                 }
-                if let Some(before) = self.before(id, seq, *done_below, &asked) {
+                if let Some(before) = self.before(id, seq, *done_below, &asked, told) {
                     return before;
                 }
             }
@@ -509,7 +324,7 @@ impl Model {
                     if !session.implicit || session.holder != *holder {
                         return Err(vec![Rejection::SeqReused { seq }]);
                     }
-                    if let Some(before) = self.before(id, seq, 0, &asked) {
+                    if let Some(before) = self.before(id, seq, 0, &asked, told) {
                         return before;
                     }
                 } else if let Some(ended) = self.ended.get(&id) {
@@ -572,7 +387,13 @@ impl Model {
     }
 
     /// An implicit session that has ended: no new grant, whatever is asked. The answer it had, or LeaseEnded.
-    fn used_before(&self, id: SessionId, seq: Seq, ended: &Ended, asked: &Asked) -> Vec<Rejection> {
+    pub fn used_before(
+        &self,
+        id: SessionId,
+        seq: Seq,
+        ended: &Ended,
+        asked: &Asked,
+    ) -> Vec<Rejection> {
         let Some(answer) = ended.answer.as_ref().filter(|_| ended.implicit) else {
             return vec![Rejection::SessionEnded { session: id }];
         };
@@ -585,7 +406,19 @@ impl Model {
                     reasons.push(Rejection::LeaseEnded { invoice, token });
                 }
             }
-            Fate::Refused(reason) => reasons.push(reason.clone()),
+            Fate::Refused(reason) => {
+                reasons.push(reason.clone());
+                if matches!(reason, Rejection::SessionEnded { .. }) {
+                    let (Asked::Acquire { invoice, .. }, token) = (asked, FencingToken::NONE)
+                    else {
+                        return reasons;
+                    };
+                    reasons.push(Rejection::LeaseEnded {
+                        invoice: invoice.clone(),
+                        token,
+                    });
+                }
+            }
             Fate::Queued | Fate::Withdrawn | Fate::Claimed(_) => {
                 if let Some(Asked::Acquire { invoice, .. }) = &answer.asked {
                     for invoice in [invoice, asked_for(asked, invoice)] {
@@ -598,7 +431,7 @@ impl Model {
         reasons
     }
 
-    fn waiters_of(&self, session: SessionId) -> usize {
+    pub fn waiters_of(&self, session: SessionId) -> usize {
         self.invoices
             .values()
             .flat_map(|invoice| &invoice.waiters)
@@ -607,7 +440,7 @@ impl Model {
     }
 
     /// A refusal that is kept under its seq, as the ledger worded it. An implicit request is then used up.
-    fn refused(
+    pub fn refused(
         &mut self,
         id: SessionId,
         seq: Seq,
@@ -621,7 +454,8 @@ impl Model {
         };
         if self.is_alive(id) {
             self.remember(id, seq, Some(asked), Fate::Refused(kept));
-        } else {
+        } else if kept != self.overloaded(Bound::SessionsOpen) {
+            // Too many sessions: not even a memory is made of it.
             let answer = Some(Answer {
                 asked: Some(asked),
                 fate: Fate::Refused(kept),
@@ -644,7 +478,7 @@ impl Model {
     }
 
     /// Takes a waiter out of its queue; its request has ended without a grant.
-    fn take_waiter(&mut self, session: SessionId, seq: Seq) -> bool {
+    pub fn take_waiter(&mut self, session: SessionId, seq: Seq) -> bool {
         let ids: Vec<InvoiceId> = self.invoices.keys().cloned().collect();
         for id in ids {
             let invoice = self.invoices.get_mut(&id).expect("listed");
@@ -663,6 +497,9 @@ impl Model {
                     .and_then(|s| s.answers.get_mut(&u64::from(seq)))
                 {
                     answer.fate = Fate::Withdrawn;
+                }
+                if let Some(session) = self.sessions.get_mut(&session) {
+                    Self::drop_oldest(session, self.config.answers_kept_max);
                 }
                 self.answers.push((session, seq, Err(vec![ended])));
                 if self.sessions[&session].implicit {
@@ -768,7 +605,7 @@ impl Model {
             self.ended.entry(id).or_insert(never);
             return Ok(Reply::Released { was_current: false });
         };
-        if u64::from(seq) < session.floor {
+        if u64::from(seq) < session.floor && !session.answers.contains_key(&u64::from(seq)) {
             return Ok(Reply::Released { was_current: false }); // Forgotten: the client said it needs no answer.
         }
         let answer = session.answers.get(&u64::from(seq)).cloned();
@@ -811,131 +648,6 @@ impl Model {
         Ok(Reply::Released { was_current })
     }
 
-    /// In doubt and due first, at most half of a claim; then by due time, priority, order of submission.
-    pub fn claim(&mut self, claim: &ClaimInvoices, told: &Told) -> Expected {
-        if !self.is_alive(claim.session) {
-            return Err(self.session_reasons(claim.session));
-        }
-        let asked = Asked::Claim {
-            max: claim.max.get(),
-        };
-        if let Some(before) = self.before(claim.session, claim.seq, claim.done_below, &asked) {
-            return before;
-        }
-        if self.grants_from > self.now {
-            let reasons = vec![Rejection::GrantsNotYet {
-                in_ms: self.grants_from - self.now,
-            }];
-            return self.refused(claim.session, claim.seq, asked, reasons, told);
-        }
-        let room = self.config.leases_per_session_max - self.leases_of(claim.session);
-        if room == 0 {
-            let over = vec![self.overloaded(Bound::LeasesPerSession)];
-            return self.refused(claim.session, claim.seq, asked, over, told);
-        }
-        let max = usize::from(claim.max.get()).min(room);
-        let free = |invoice: &Invoice| {
-            invoice.bill.is_some()
-                && invoice.rest.is_none()
-                && invoice.lease.is_none()
-                && invoice.next_try <= self.now
-        };
-        let half = (max / 2).max(1);
-        let doubtful = |strict: bool| -> Vec<InvoiceId> {
-            self.invoices
-                .iter()
-                .filter(|(_, invoice)| free(invoice) && self.doubt_is_due(invoice, strict))
-                .map(|(id, _)| id.clone())
-                .collect()
-        };
-        let (must, may) = (doubtful(true), doubtful(false));
-        // Which of several doubtful ones come first is the ledger's choice.
-        let mut chosen: Vec<InvoiceId> = match told {
-            Ok(Reply::Claimed(told)) => told
-                .leased
-                .iter()
-                .map(|one| one.lease.invoice.clone())
-                .filter(|id| may.contains(id))
-                .collect(),
-            _ => Vec::new(),
-        };
-        if chosen.len() > half || chosen.len() < half && !must.iter().all(|id| chosen.contains(id))
-        {
-            chosen = must;
-            chosen.truncate(half);
-        }
-        let mut due: Vec<(WallTime, std::cmp::Reverse<Priority>, u64, InvoiceId)> = self
-            .invoices
-            .iter()
-            .filter(|(_, invoice)| free(invoice) && invoice.live().is_none())
-            .filter_map(|(id, invoice)| {
-                let bill = invoice.bill.as_ref()?;
-                let at = (
-                    bill.due_at,
-                    std::cmp::Reverse(bill.priority),
-                    invoice.order,
-                    id.clone(),
-                );
-                (bill.due_at.0 <= self.wall).then_some(at)
-            })
-            .collect();
-        due.sort();
-        chosen.extend(due.into_iter().map(|(_, _, _, id)| id));
-        chosen.truncate(max);
-        let mut leases = Vec::new();
-        for id in chosen {
-            self.grant(&id, claim.session, None);
-            leases.push((id, FencingToken(self.token_last)));
-        }
-        self.remember(
-            claim.session,
-            claim.seq,
-            Some(asked),
-            Fate::Claimed(leases.clone()),
-        );
-        Ok(self.claimed(&leases))
-    }
-
-    /// Something can be done about it: the key may still be sent, or a look-up counts. Not `strict`: its next try is due, or
-    /// its look-up by ClusterTime alone; such a claim is at worst of no use.
-    fn doubt_is_due(&self, invoice: &Invoice, strict: bool) -> bool {
-        let Some(attempt) = invoice.live() else {
-            return false;
-        };
-        let can_look_up = attempt
-            .terms
-            .as_ref()
-            .is_some_and(|terms| terms.can_look_up);
-        let (send, look_up) = if strict {
-            (self.send_within(attempt) > 0, self.look_up_in(attempt) == 0)
-        } else {
-            (true, self.nothing_in_flight_at(attempt) <= self.now)
-        };
-        let send = send && attempt.state == AttemptState::Open;
-        invoice.pending_until <= self.now && (send || can_look_up && look_up)
-    }
-
-    fn claimed(&self, leases: &[(InvoiceId, FencingToken)]) -> Reply {
-        let leased = leases
-            .iter()
-            .map(|(id, _)| {
-                let invoice = &self.invoices[id];
-                ClaimedInvoice {
-                    lease: self.lease_view(id, invoice.lease.as_ref().expect("held")),
-                    bill: invoice
-                        .bill
-                        .clone()
-                        .expect("only what was submitted is claimed"),
-                    open_attempt: self.open_attempt(id, invoice),
-                }
-            })
-            .collect();
-        Reply::Claimed(Claimed {
-            leased,
-            next_due_in_ms: None,
-        })
-    }
-
     pub fn force_release(&mut self, force: &ForceRelease) -> Expected {
         let Some(invoice) = self.invoices.get(&force.invoice) else {
             return Err(vec![Rejection::NotFound {
@@ -976,7 +688,7 @@ pub fn invalid() -> Rejection {
     }
 }
 
-fn doubt_backoff(doubts: u32) -> u64 {
+pub fn doubt_backoff(doubts: u32) -> u64 {
     backoff(
         limits::DOUBT_BACKOFF_MS_MIN,
         limits::DOUBT_BACKOFF_MS_MAX,

@@ -5,7 +5,9 @@
 //! allowed: which of several true reasons a refusal names, and in which order invoices freed at one instant are served.
 
 mod charges;
+mod claims;
 mod leases;
+mod sessions;
 mod view;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -44,6 +46,12 @@ pub struct Answer {
     /// None: withdrawn before it came.
     pub asked: Option<Asked>,
     pub fate: Fate,
+}
+
+impl Answer {
+    pub fn is_queued(&self) -> bool {
+        matches!(self.fate, Fate::Queued)
+    }
 }
 
 #[derive(Clone, Debug)]
@@ -95,6 +103,8 @@ pub struct Attempt {
     pub taken_over: bool,
     /// None: known only from a report.
     pub terms: Option<Arc<Terms>>,
+    /// A decline was heard after which the customer is not asked again.
+    pub final_no: bool,
 }
 
 impl Attempt {
@@ -227,9 +237,10 @@ impl Model {
                 }
                 Command::KeepAlive(keep) if moved.contains(&keep.session) => None,
                 Command::KeepAlive(keep) if self.is_alive(keep.session) => Some(Ok(keep.session)),
-                Command::KeepAlive(keep) if self.ledger_id.is_some() => {
-                    Some(Err(self.session_reasons(keep.session)))
+                Command::KeepAlive(_) if self.ledger_id.is_none() => {
+                    Some(Err(vec![Rejection::NotBootstrapped]))
                 }
+                Command::KeepAlive(keep) => Some(Err(self.session_reasons(keep.session))),
                 _ => None,
             });
         }
