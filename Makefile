@@ -6,8 +6,10 @@ CARGO ?= cargo
 SHIPPED := -p billing-server -p billingctl -p billing-worker -p billing-sandbox -p billing-demo
 DATA ?= data
 INVOICES ?= 10000
+SCENARIO ?= smoke
+SEED ?= 1
 
-.PHONY: help build check fix test demo cluster bench clean
+.PHONY: help build check fix test demo cluster bench sim-one clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -40,6 +42,9 @@ cluster: build ## three nodes in the foreground on ports 7101 to 7103, data in D
 bench: build ## pairs/s at 1, 16, 64 and 256 callers beside the disk's fdatasync rate
 	$(CARGO) build --release --locked -p billing-bench
 	@target/release/billing-bench
+
+sim-one: ## one simulated run, repeatable: SEED=3053 SCENARIO=smoke
+	$(CARGO) run --quiet --locked -p billing-sim -- '$(SCENARIO)' --seed '$(SEED)'
 
 clean: ## remove what was built; never the data
 	$(CARGO) clean

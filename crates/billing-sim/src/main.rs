@@ -28,7 +28,10 @@ fn main() -> ExitCode {
             .with_writer(std::io::stderr)
             .init();
     }
-    let repeat = format!("repeat with: make sim-one SEED={}", args.seed);
+    let repeat = format!(
+        "repeat with: make sim-one SCENARIO={} SEED={}",
+        args.scenario, args.seed
+    );
     let line = repeat.clone();
     let usual = std::panic::take_hook();
     // A panic inside a host may abort the process on the way out: say first how to repeat it.
