@@ -54,6 +54,8 @@ pub struct LedgerEntry {
     pub currency: String,
     /// Empty: none recorded.
     pub reference: String,
+    /// Unix seconds; a charge before is refused.
+    pub due_at: i64,
 }
 
 /// As far as a comparison needs it.
@@ -169,6 +171,7 @@ mod tests {
             } else {
                 String::new()
             },
+            due_at: 0,
         };
         entries
             .iter()

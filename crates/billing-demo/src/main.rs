@@ -39,7 +39,7 @@ enum Demo {
     /// often as it was paid, and every fault took place; 1 when something did not hold; 2 when the run itself failed.
     ChargeRun {
         /// How many invoices to generate
-        #[arg(long, default_value_t = 10_000, conflicts_with = "file", value_parser = clap::value_parser!(u64).range(100..=1_000_000))]
+        #[arg(long, default_value_t = 10_000, conflicts_with = "file", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
         invoices: u64,
         /// Invoices to charge instead: invoice_id,customer_id,amount_minor,currency,due_at,priority
         #[arg(long)]

@@ -25,6 +25,14 @@ const SESSION_TTL: Duration = Duration::from_secs(4);
 const STALL: Duration = Duration::from_secs(7);
 /// Every how many requests the provider does its work and loses the answer.
 const LOSE_REPLY_EVERY: u64 = 97;
+const LOSE_REPLY_EVERY_OF_FEW: u64 = 5;
+/// Fewer invoices than this are charged slowly, or they would all be paid before anything breaks.
+const FEW: usize = 1_000;
+/// A request's time in ms times the number of invoices, for few; about ten seconds with 64 charges at once.
+const FEW_TAKE_MS: u64 = 200_000;
+const DELAY_MS_MIN: u64 = 4;
+/// Well under the gate's patience with a provider.
+const DELAY_MS_MAX: u64 = 1_500;
 /// The leader dies when this share of the invoices is paid, and starts again at the next.
 const KILL_AT: f64 = 0.30;
 const RESTART_AT: f64 = 0.55;
@@ -111,10 +119,6 @@ struct Stage {
 pub async fn run(options: &RunOptions) -> Result<Report> {
     std::fs::create_dir_all(&options.folder)?;
     say(&format!("logs and data: {}", options.folder.display()));
-    let (sandbox, sandbox_address) = start_sandbox(&options.folder).await?;
-    say(&format!(
-        "provider: http://{sandbox_address}, loses every {LOSE_REPLY_EVERY}th reply after doing the work"
-    ));
     let mut cluster = Cluster::start(ClusterOptions::new(options.folder.join("nodes")))?;
     let client = Client::builder().endpoints(cluster.endpoints()).build()?;
     let leader = cluster.led(&client, LEADER_WITHIN).await?;
@@ -125,10 +129,14 @@ pub async fn run(options: &RunOptions) -> Result<Report> {
 
     let csv = invoices(options, &cluster)?;
     submit(&csv, &cluster)?;
-    let total = ledger(&client).await?.len();
-    if total == 0 {
-        bail!("no invoice was submitted, so there is nothing to charge");
-    }
+    let submitted = ledger(&client).await?;
+    let pace = Pace::of(submitted.len());
+    check_due(&submitted, client.env().clock.wall_ms())?;
+    let (sandbox, sandbox_address) = start_sandbox(&options.folder, &pace).await?;
+    say(&format!(
+        "provider: http://{sandbox_address}, loses every {}th reply after doing the work",
+        pace.lose_reply_every
+    ));
 
     let mut stage = Stage {
         workers: Vec::new(),
@@ -146,7 +154,7 @@ pub async fn run(options: &RunOptions) -> Result<Report> {
         "workers: {} processes, session TTL {SESSION_TTL:?}",
         options.workers
     ));
-    let mut report = break_things(&mut stage, total).await?;
+    let mut report = break_things(&mut stage, &pace).await?;
     report.took = begun.elapsed();
     let ledger = ledger(&stage.client).await?;
     let books = books::ask(&stage.sandbox_address).await?;
@@ -168,7 +176,7 @@ fn say(line: &str) {
     eprintln!("demo: {line}");
 }
 
-async fn start_sandbox(folder: &Path) -> Result<(Process, String)> {
+async fn start_sandbox(folder: &Path, pace: &Pace) -> Result<(Process, String)> {
     let port_file = folder.join("sandbox.address");
     let mut command = Command::new(binary("billing-sandbox")?);
     command
@@ -176,10 +184,10 @@ async fn start_sandbox(folder: &Path) -> Result<(Process, String)> {
             "--listen",
             "127.0.0.1:0",
             "--delay-ms",
-            "1..8",
+            &format!("{}..{}", pace.delay_ms.0, pace.delay_ms.1),
             "--lose-reply-every",
+            &pace.lose_reply_every.to_string(),
         ])
-        .arg(LOSE_REPLY_EVERY.to_string())
         .arg("--port-file")
         .arg(&port_file);
     let mut process = Process::start(
@@ -261,6 +269,60 @@ fn start_worker(number: usize, stage: &Stage, folder: &Path) -> Result<Process> 
     )
 }
 
+/// When what happens, so that a run of any size is still under way when it does.
+#[derive(Debug)]
+struct Pace {
+    total: usize,
+    /// Shares of paid invoices.
+    stall_at: f64,
+    kill_at: f64,
+    restart_at: f64,
+    /// How long the provider takes for each request, in ms, from and to.
+    delay_ms: (u64, u64),
+    lose_reply_every: u64,
+}
+
+impl Pace {
+    fn of(total: usize) -> Pace {
+        let shares = if total < FEW {
+            (0.0, 0.0, 0.0)
+        } else {
+            (STALL_AT, KILL_AT, RESTART_AT)
+        };
+        // With few invoices the provider is slow instead: the charges on the wire are what the faults must meet.
+        let delay = (FEW_TAKE_MS / total.max(1) as u64).clamp(DELAY_MS_MIN, DELAY_MS_MAX);
+        Pace {
+            total,
+            stall_at: shares.0,
+            kill_at: shares.1,
+            restart_at: shares.2,
+            delay_ms: (delay / 4, delay * 2),
+            lose_reply_every: if total < FEW {
+                LOSE_REPLY_EVERY_OF_FEW
+            } else {
+                LOSE_REPLY_EVERY
+            },
+        }
+    }
+}
+
+/// A charge run charges what is due; the demo would wait for the rest for as long as a calendar does.
+fn check_due(ledger: &BTreeMap<String, LedgerEntry>, now_ms: u64) -> Result<()> {
+    if ledger.is_empty() {
+        bail!("no invoice was submitted, so there is nothing to charge");
+    }
+    let now = i64::try_from(now_ms / 1_000).unwrap_or(i64::MAX);
+    let mut later = ledger.iter().filter(|(_, entry)| entry.due_at > now);
+    if let Some((first, _)) = later.next() {
+        bail!(
+            "{} of {} invoices become due only later, such as {first}: the demo charges what is due, so give them a due_at that has passed, or none",
+            later.count() + 1,
+            ledger.len()
+        );
+    }
+    Ok(())
+}
+
 /// What is still to be done to them, in order of progress.
 #[derive(Debug, Default)]
 struct Faults {
@@ -270,9 +332,9 @@ struct Faults {
     restarted: bool,
 }
 
-async fn break_things(stage: &mut Stage, total: usize) -> Result<Report> {
+async fn break_things(stage: &mut Stage, pace: &Pace) -> Result<Report> {
     let probe = Probe::start(&stage.cluster.endpoints())?;
-    let bar = ProgressBar::new(total as u64);
+    let bar = ProgressBar::new(pace.total as u64);
     if let Ok(style) = ProgressStyle::with_template("{bar:40} {pos}/{len} paid  {elapsed}  {msg}") {
         bar.set_style(style);
     }
@@ -285,8 +347,8 @@ async fn break_things(stage: &mut Stage, total: usize) -> Result<Report> {
             (paid_before, progressed) = (paid, Instant::now());
         }
         bar.set_position(paid as u64);
-        let share = paid as f64 / total as f64;
-        if share >= STALL_AT && !faults.stalled_once {
+        let share = paid as f64 / pace.total as f64;
+        if share >= pace.stall_at && !faults.stalled_once {
             faults.stalled_once = stall_one(stage, &mut faults, &bar).await?;
         }
         if let Some((number, since)) = faults.stalled.filter(|(_, since)| since.elapsed() >= STALL)
@@ -302,7 +364,7 @@ async fn break_things(stage: &mut Stage, total: usize) -> Result<Report> {
                 ),
             );
         }
-        if share >= KILL_AT && faults.killed.is_none() {
+        if faults.stalled_once && share >= pace.kill_at && faults.killed.is_none() {
             let leader = stage.cluster.led(&stage.client, LEADER_WITHIN).await?;
             let now = Instant::now();
             stage.cluster.kill(leader)?;
@@ -320,7 +382,7 @@ async fn break_things(stage: &mut Stage, total: usize) -> Result<Report> {
         }
         if let Some((leader, _)) = faults
             .killed
-            .filter(|_| share >= RESTART_AT && !faults.restarted)
+            .filter(|_| share >= pace.restart_at && !faults.restarted)
         {
             stage.cluster.start_node(leader, false)?;
             faults.restarted = true;
@@ -338,7 +400,8 @@ async fn break_things(stage: &mut Stage, total: usize) -> Result<Report> {
         }
         if progressed.elapsed() > STUCK_AFTER {
             bail!(
-                "no invoice was paid for {STUCK_AFTER:?}, {paid} of {total} are; the logs tell more"
+                "no invoice was paid for {STUCK_AFTER:?}, {paid} of {} are; the logs tell more",
+                pace.total
             );
         }
         tokio::time::sleep(LOOK_AGAIN).await;
@@ -438,6 +501,7 @@ async fn ledger(client: &Client) -> Result<BTreeMap<String, LedgerEntry>> {
             amount_minor: invoice.amount_minor.unsigned_abs(),
             currency: invoice.currency,
             reference: found.charge_reference,
+            due_at: invoice.due_at.map_or(0, |due| due.seconds),
         };
         all.insert(invoice.invoice_id, entry);
     }
