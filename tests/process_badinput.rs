@@ -19,6 +19,9 @@ use tonic::transport::{Channel, Endpoint};
 const PATIENCE: Duration = Duration::from_secs(30);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 
+/// Does something to the files of a folder that a node will open.
+type Damage = fn(&Path) -> Result<()>;
+
 /// The exit codes of `billingd --help`.
 const USAGE: i32 = 2;
 const FOLDER: i32 = 3;
@@ -314,7 +317,7 @@ async fn a_newer_format_is_refused_and_left_alone() -> Result<()> {
 async fn a_damaged_folder_never_votes_again() -> Result<()> {
     let place = Place::new()?;
     place.found("a").await?;
-    let damages: [(&str, fn(&Path) -> Result<()>); 4] = [
+    let damages: [(&str, Damage); 4] = [
         ("identity", |folder| {
             change(&folder.join("identity"), |bytes| bytes[40] ^= 1)
         }),
