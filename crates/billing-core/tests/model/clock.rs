@@ -13,6 +13,9 @@ pub struct Clock {
     wall_at_zero: u64,
     /// The wall clock may be set back and forth by hours; else it only ever runs with true time.
     pub wild_wall: bool,
+    /// Stamps may be older than the commands that they stamp. No leader does that (it reads the stamp after the batch closes),
+    /// and the ledger must bear it; but a gate's window would then end after `not_after`.
+    pub old_stamps: bool,
     steps: [u64; 5],
     elections: u64,
     /// The longest of the large steps.
@@ -20,13 +23,14 @@ pub struct Clock {
 }
 
 impl Clock {
-    pub fn new(dice: &mut Dice, wild_wall: bool, far: u64) -> Self {
+    pub fn new(dice: &mut Dice, wild_wall: bool, old_stamps: bool, far: u64) -> Self {
         Self {
             truth: 0,
             base: 0,
             taken_at: 0,
             wall_at_zero: 1_760_000_000_000 + dice.below(1_000_000),
             wild_wall,
+            old_stamps,
             steps: [
                 dice.between(5, 40),
                 dice.between(10, 60),
@@ -70,8 +74,8 @@ impl Clock {
             self.taken_at = self.truth;
         }
         let mut elapsed_ms = self.truth - self.taken_at;
-        if dice.percent(3) {
-            elapsed_ms = elapsed_ms.saturating_sub(dice.between(0, 3_000)); // Proposed earlier than others in flight.
+        if self.old_stamps && dice.percent(3) {
+            elapsed_ms = elapsed_ms.saturating_sub(dice.between(0, 3_000));
         }
         Stamp {
             base: ClusterTime(self.base),

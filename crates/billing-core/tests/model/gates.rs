@@ -50,8 +50,6 @@ struct Gate {
     session: SessionId,
     seq: u64,
     phase: Phase,
-    /// A token that a run before a restart had, and that this one may still use.
-    kept: Option<(InvoiceId, FencingToken)>,
 }
 
 struct Mail {
@@ -91,7 +89,6 @@ impl Gates {
                 session,
                 seq: 0,
                 phase: Phase::Idle,
-                kept: None,
             });
         }
         this
@@ -175,18 +172,20 @@ impl Gates {
         }
     }
 
-    /// The process ends and starts again: it knows at most its token.
+    /// The process ends and starts again, and knows at most its token; or another one is started beside it with that token.
     fn restart(&mut self, dice: &mut Dice, at: usize) {
-        let gate = &mut self.gates[at];
-        gate.run += 1;
-        gate.kept = match &gate.phase {
+        let held = match &self.gates[at].phase {
             Phase::Leased { invoice, token, .. }
             | Phase::Begun { invoice, token, .. }
             | Phase::Heard { invoice, token, .. }
             | Phase::Looked { invoice, token, .. } => Some((invoice.clone(), *token)),
-            Phase::Idle | Phase::Asking(_) | Phase::Queued => None,
+            Phase::Asking(then) => match &**then {
+                Phase::Begun { invoice, token, .. } => Some((invoice.clone(), *token)),
+                _ => None,
+            },
+            Phase::Idle | Phase::Queued => None,
         };
-        gate.phase = match gate.kept.take() {
+        let again = match held {
             Some((invoice, token)) if dice.percent(70) => Phase::Leased {
                 invoice,
                 token,
@@ -194,6 +193,13 @@ impl Gates {
             },
             _ => Phase::Idle,
         };
+        let idle = self
+            .gates
+            .iter()
+            .position(|gate| matches!(gate.phase, Phase::Idle));
+        let at = idle.filter(|_| dice.percent(50)).unwrap_or(at);
+        self.gates[at].run += 1;
+        self.gates[at].phase = again;
     }
 
     fn act(
@@ -297,14 +303,6 @@ impl Gates {
     }
 
     fn look_for_work(&mut self, dice: &mut Dice, now: u64, at: usize) {
-        if let Some((invoice, token)) = self.gates[at].kept.take() {
-            self.gates[at].phase = Phase::Leased {
-                invoice,
-                token,
-                open: None,
-            };
-            return;
-        }
         if self.gates[at].seq == 0 {
             let open = OpenSession {
                 session: self.gates[at].session,

@@ -88,8 +88,12 @@ fn the_ledger_does_what_a_naive_model_says() {
     });
     let failed = failed.into_inner().expect("no thread panicked");
     if let Some((seed, broken)) = failed {
+        let knobs = match watch {
+            Watch::Everything => "",
+            Watch::BooksAlone => "MODEL_WATCH=books ",
+        };
         panic!(
-            "after {} commands of seed {seed}, {} of other seeds: {}\n\nthe last of it:\n{}\n\nrepeat with: MODEL_SEED={seed} \
+            "after {} commands of seed {seed}, {} of other seeds: {}\n\nthe last of it:\n{}\n\nrepeat with: {knobs}MODEL_SEED={seed} \
              cargo test -p billing-core --test model",
             broken.commands,
             done.load(Ordering::Relaxed),

@@ -81,7 +81,7 @@ pub fn run(seed: u64, commands: u64, watch: Watch) -> Result<(u64, Tally), Broke
         Scene::World(_) => keeps_forever && dice.percent(50),
     };
     let far = *dice.pick(&[40_000, 400_000, 90_000_000]);
-    let clock = Clock::new(&mut dice, wild_wall, far);
+    let clock = Clock::new(&mut dice, wild_wall, scene == Scene::Nonsense, far);
     let invoices: Vec<InvoiceId> = (1..=dice.between(1, 5))
         .map(|n| InvoiceId::new(&format!("inv-{n}")).expect("short"))
         .collect();
