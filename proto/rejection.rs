@@ -3,7 +3,7 @@
 
 use billing_core::{
     AttemptNumber, Bound, Evidence, FencingToken, HolderId, IdempotencyKey, InvoiceId, LedgerId,
-    ObjectId, OutOfBounds, ProviderId, Reference, Rejection, Seq, SessionId,
+    MembershipReason, ObjectId, OutOfBounds, ProviderId, Reference, Rejection, Seq, SessionId,
 };
 
 use crate::{
@@ -177,6 +177,18 @@ fn to_wire(rejection: &Rejection) -> Reason {
         Rejection::Overloaded { bound, max } => Reason::Overloaded(wire::Overloaded {
             bound: bound_to_wire(bound).into(),
             max,
+        }),
+        Rejection::IndexPurged { requested, oldest } => {
+            Reason::IndexPurged(wire::IndexPurged { requested, oldest })
+        }
+        Rejection::MembershipRefused {
+            node,
+            reason,
+            detail,
+        } => Reason::MembershipRefused(wire::MembershipRefused {
+            node_id: node,
+            reason: membership_to_wire(reason).into(),
+            detail,
         }),
     }
 }
@@ -370,6 +382,18 @@ fn from_wire(reason: Reason) -> Result<Rejection, OutOfBounds> {
             bound: bound_from_wire(bound)?,
             max,
         },
+        Reason::IndexPurged(wire::IndexPurged { requested, oldest }) => {
+            Rejection::IndexPurged { requested, oldest }
+        }
+        Reason::MembershipRefused(wire::MembershipRefused {
+            node_id,
+            reason,
+            detail,
+        }) => Rejection::MembershipRefused {
+            node: node_id,
+            reason: membership_from_wire(reason)?,
+            detail,
+        },
     })
 }
 
@@ -394,6 +418,34 @@ fn bound_from_wire(bound: i32) -> Result<Bound, OutOfBounds> {
         Ok(wire::Bound::ChargesPerInvoice) => Ok(Bound::ChargesPerInvoice),
         Ok(wire::Bound::Unspecified) | Err(_) => Err(OutOfBounds::new(
             "overloaded.bound",
+            "one that this build knows",
+        )),
+    }
+}
+
+fn membership_to_wire(reason: MembershipReason) -> wire::MembershipReason {
+    match reason {
+        MembershipReason::IdUsed => wire::MembershipReason::IdUsed,
+        MembershipReason::NotAMember => wire::MembershipReason::NotAMember,
+        MembershipReason::WrongRole => wire::MembershipReason::WrongRole,
+        MembershipReason::Lags => wire::MembershipReason::Lags,
+        MembershipReason::EvenVoters => wire::MembershipReason::EvenVoters,
+        MembershipReason::NoMajority => wire::MembershipReason::NoMajority,
+        MembershipReason::InProgress => wire::MembershipReason::InProgress,
+    }
+}
+
+fn membership_from_wire(reason: i32) -> Result<MembershipReason, OutOfBounds> {
+    match wire::MembershipReason::try_from(reason) {
+        Ok(wire::MembershipReason::IdUsed) => Ok(MembershipReason::IdUsed),
+        Ok(wire::MembershipReason::NotAMember) => Ok(MembershipReason::NotAMember),
+        Ok(wire::MembershipReason::WrongRole) => Ok(MembershipReason::WrongRole),
+        Ok(wire::MembershipReason::Lags) => Ok(MembershipReason::Lags),
+        Ok(wire::MembershipReason::EvenVoters) => Ok(MembershipReason::EvenVoters),
+        Ok(wire::MembershipReason::NoMajority) => Ok(MembershipReason::NoMajority),
+        Ok(wire::MembershipReason::InProgress) => Ok(MembershipReason::InProgress),
+        Ok(wire::MembershipReason::Unspecified) | Err(_) => Err(OutOfBounds::new(
+            "membership_refused.reason",
             "one that this build knows",
         )),
     }

@@ -39,6 +39,7 @@ pub fn code(rejection: &Rejection) -> Code {
         // Nothing left to do.
         Rejection::AlreadyPaid { .. } => Code::AlreadyExists,
         Rejection::Overloaded { .. } => Code::ResourceExhausted,
+        Rejection::IndexPurged { .. } => Code::OutOfRange,
         // The state forbids it: read before going on.
         Rejection::SeqBelow { .. }
         | Rejection::NotBootstrapped
@@ -65,7 +66,8 @@ pub fn code(rejection: &Rejection) -> Code {
         | Rejection::AttemptsUsedUp { .. }
         | Rejection::TooEarly { .. }
         | Rejection::ChargesNotAllowed
-        | Rejection::ProviderPaused { .. } => Code::FailedPrecondition,
+        | Rejection::ProviderPaused { .. }
+        | Rejection::MembershipRefused { .. } => Code::FailedPrecondition,
     }
 }
 

@@ -5,8 +5,8 @@ use std::collections::BTreeSet;
 use billing_core::{
     AcquireLease, AmountMinor, AttemptNumber, Bound, Charged, Currency, DeclineCode, Detail,
     Evidence, FencingToken, Finality, HolderId, IdempotencyKey, InvoiceId, InvoiceStatus, LedgerId,
-    ObjectId, OutOfBounds, Outcome, ProviderId, Reference, Rejection, ReleaseLease, Requester, Seq,
-    SessionId, SettleCharge, SubmitInvoice, Terms, TtlMs, WallTime,
+    MembershipReason, ObjectId, OutOfBounds, Outcome, ProviderId, Reference, Rejection,
+    ReleaseLease, Requester, Seq, SessionId, SettleCharge, SubmitInvoice, Terms, TtlMs, WallTime,
 };
 use prost::Message;
 use prost_types::FileDescriptorSet;
@@ -176,6 +176,15 @@ fn every_rejection() -> Result<Vec<Rejection>, OutOfBounds> {
         Rejection::Overloaded {
             bound: Bound::ChargesPerInvoice,
             max: 5,
+        },
+        Rejection::IndexPurged {
+            requested: 7,
+            oldest: 4_711,
+        },
+        Rejection::MembershipRefused {
+            node: 4,
+            reason: MembershipReason::Lags,
+            detail: "1,000 entries behind".to_owned(),
         },
     ])
 }

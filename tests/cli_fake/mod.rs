@@ -541,6 +541,7 @@ impl LeaseService for Node {
         Ok(Response::new(v1::GetLeaseResponse {
             lease,
             applied_index: 4_711,
+            watch_index: 4_712,
         }))
     }
 
@@ -575,7 +576,26 @@ impl LeaseService for Node {
             leases,
             next_page_token,
             applied_index: 4_711,
+            watch_index: 4_712,
         }))
+    }
+
+    type WatchLeasesStream = BoxStream<'static, Result<v1::WatchLeasesResponse, Status>>;
+
+    async fn watch_leases(
+        &self,
+        _: Request<v1::WatchLeasesRequest>,
+    ) -> Result<Response<Self::WatchLeasesStream>, Status> {
+        unscripted()
+    }
+
+    type PipelineStream = BoxStream<'static, Result<v1::PipelineResponse, Status>>;
+
+    async fn pipeline(
+        &self,
+        _: Request<Streaming<v1::PipelineRequest>>,
+    ) -> Result<Response<Self::PipelineStream>, Status> {
+        unscripted()
     }
 }
 
@@ -800,6 +820,12 @@ impl ClusterService for Node {
             version: "0.1.0".into(),
             format: 1,
             paused_providers: Vec::new(),
+            wall_time: None,
+            fsync_p50_us: 0,
+            fsync_p99_us: 0,
+            first_log_index: 0,
+            data_bytes: 0,
+            waiters: 0,
         }))
     }
 
@@ -859,5 +885,49 @@ impl ClusterService for Node {
         Ok(Response::new(
             futures::stream::iter(records.collect::<Vec<_>>()).boxed(),
         ))
+    }
+
+    async fn add_learner(
+        &self,
+        _: Request<v1::AddLearnerRequest>,
+    ) -> Result<Response<v1::AddLearnerResponse>, Status> {
+        unscripted()
+    }
+
+    async fn promote_member(
+        &self,
+        _: Request<v1::PromoteMemberRequest>,
+    ) -> Result<Response<v1::PromoteMemberResponse>, Status> {
+        unscripted()
+    }
+
+    async fn remove_member(
+        &self,
+        _: Request<v1::RemoveMemberRequest>,
+    ) -> Result<Response<v1::RemoveMemberResponse>, Status> {
+        unscripted()
+    }
+
+    async fn transfer_leader(
+        &self,
+        _: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
+        unscripted()
+    }
+
+    async fn take_snapshot(
+        &self,
+        _: Request<v1::TakeSnapshotRequest>,
+    ) -> Result<Response<v1::TakeSnapshotResponse>, Status> {
+        unscripted()
+    }
+
+    type BackupStream = BoxStream<'static, Result<v1::BackupResponse, Status>>;
+
+    async fn backup(
+        &self,
+        _: Request<v1::BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        unscripted()
     }
 }

@@ -20,5 +20,5 @@ pub use ledger::audit::{
     AuditRecord, BrokenChain, CHAIN_START, ChainHash, What, chain_hash, verify_chain,
 };
 pub use ledger::{BadSnapshot, Broken, Config, Ledger};
-pub use rejection::{Bound, Rejection};
+pub use rejection::{Bound, MembershipReason, Rejection};
 pub use reply::*;

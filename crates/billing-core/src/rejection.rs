@@ -151,6 +151,33 @@ pub enum Rejection {
     },
     #[error("overloaded: more than {max} {bound}")]
     Overloaded { bound: Bound, max: u64 },
+    #[error("index {requested} is no longer kept, the oldest is {oldest}: list, then watch anew")]
+    IndexPurged { requested: u64, oldest: u64 },
+    /// Said by a node, never by the ledger: it stands here because a refusal has one type everywhere.
+    #[error("membership of node {node} not changed: {detail}")]
+    MembershipRefused {
+        node: u64,
+        reason: MembershipReason,
+        detail: String,
+    },
+}
+
+/// Why a change of who belongs to the cluster is refused.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+pub enum MembershipReason {
+    /// Ids are never used twice.
+    IdUsed,
+    NotAMember,
+    /// A voter already, or not what the change is about.
+    WrongRole,
+    /// The learner has not caught up.
+    Lags,
+    /// An even number of voters survives no more failures than one less.
+    EvenVoters,
+    /// Those who would be left, and are reached, are no majority.
+    NoMajority,
+    /// Another change has not ended.
+    InProgress,
 }
 
 /// Which bound is reached, in the words of limits.rs.
@@ -224,6 +251,8 @@ impl Rejection {
             Self::ChargesNotAllowed => "CHARGES_NOT_ALLOWED",
             Self::ProviderPaused { .. } => "PROVIDER_PAUSED",
             Self::Overloaded { .. } => "OVERLOADED",
+            Self::IndexPurged { .. } => "INDEX_PURGED",
+            Self::MembershipRefused { .. } => "MEMBERSHIP_REFUSED",
         }
     }
 }

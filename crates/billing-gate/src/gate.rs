@@ -177,6 +177,12 @@ impl Gate {
         loop {
             let failure = match ledger.begin(&bill.invoice, hold.token(), terms).await {
                 Ok(begun) => return Ok(begun),
+                // It ended while this process was stopped, and another holder charged it meanwhile or does so now.
+                Err(Failure::Rejected(
+                    Rejection::StaleToken { .. }
+                    | Rejection::LeaseExpired { .. }
+                    | Rejection::AlreadyPaid { .. },
+                )) => return Err(Outcome::LeaseLost),
                 Err(Failure::Rejected(rejection)) => return Err(Outcome::Refused(rejection)),
                 Err(failure @ (Failure::NotApplied(_) | Failure::Unknown(_))) => failure,
             };

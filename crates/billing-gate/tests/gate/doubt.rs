@@ -197,6 +197,19 @@ async fn nothing_is_sent_under_a_lost_lease() {
     }
 }
 
+/// A worker that slept through the end of its session wakes up just before BeginCharge: what it holds was charged meanwhile.
+#[tokio::test]
+async fn what_somebody_else_charged_meanwhile_is_a_lost_lease_and_no_refusal() {
+    let world = World::new().await;
+    world.submit("inv-1");
+    let slept = world.lease("inv-1");
+    world.release(&slept);
+    world.run(&world.gate(VISA), "inv-1").await;
+    let outcome = world.charge(&world.gate(VISA), &slept).await;
+    assert!(matches!(outcome, Outcome::LeaseLost), "{outcome:?}");
+    assert_paid_once(&world, "inv-1");
+}
+
 #[tokio::test]
 async fn a_send_that_comes_an_hour_late_changes_nothing() {
     for forget in [false, true] {

@@ -8,7 +8,7 @@ use billing_proto::v1::cluster_service_server::ClusterService;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
 use tonic::{Request, Response, Status};
 
-use super::{Door, answer, audit, rejected, who};
+use super::{Door, answer, audit, backup, membership, rejected, who};
 use crate::FORMAT;
 use crate::node::Role;
 
@@ -120,6 +120,50 @@ impl ClusterService for Cluster {
             .take_until(self.0.stopping());
         Ok(Response::new(Box::pin(records)))
     }
+
+    async fn add_learner(
+        &self,
+        request: Request<v1::AddLearnerRequest>,
+    ) -> Result<Response<v1::AddLearnerResponse>, Status> {
+        membership::add_learner(&self.0, request).await
+    }
+
+    async fn promote_member(
+        &self,
+        request: Request<v1::PromoteMemberRequest>,
+    ) -> Result<Response<v1::PromoteMemberResponse>, Status> {
+        membership::promote(&self.0, request).await
+    }
+
+    async fn remove_member(
+        &self,
+        request: Request<v1::RemoveMemberRequest>,
+    ) -> Result<Response<v1::RemoveMemberResponse>, Status> {
+        membership::remove(&self.0, request).await
+    }
+
+    async fn transfer_leader(
+        &self,
+        request: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
+        membership::transfer_leader(&self.0, request).await
+    }
+
+    async fn take_snapshot(
+        &self,
+        request: Request<v1::TakeSnapshotRequest>,
+    ) -> Result<Response<v1::TakeSnapshotResponse>, Status> {
+        backup::take_snapshot(&self.0, request).await
+    }
+
+    type BackupStream = backup::Parts;
+
+    async fn backup(
+        &self,
+        request: Request<v1::BackupRequest>,
+    ) -> Result<Response<backup::Parts>, Status> {
+        backup::stream(&self.0, request).await
+    }
 }
 
 impl Cluster {
@@ -196,6 +240,12 @@ impl Cluster {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             format: FORMAT,
             paused_providers,
+            wall_time: None,
+            fsync_p50_us: 0,
+            fsync_p99_us: 0,
+            first_log_index: 0,
+            data_bytes: 0,
+            waiters: 0,
         })
     }
 }

@@ -11,7 +11,7 @@ use futures::future::join_all;
 use futures::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Door, answer, item, page, rejected, who};
+use super::{Door, answer, item, page, pipeline, rejected, watch, who};
 
 /// KeepAlive requests that travel in one proposal. More than that gather in the connection's window.
 const KEEP_ALIVES_PER_PROPOSAL: usize = 1_024;
@@ -196,6 +196,7 @@ impl LeaseService for Leases {
         Ok(Response::new(v1::GetLeaseResponse {
             lease: read.value.map(v1::Lease::from),
             applied_index: read.applied_index,
+            watch_index: 0,
         }))
     }
 
@@ -224,7 +225,26 @@ impl LeaseService for Leases {
             next_page_token: page::next(&read.value, rows, |lease| &lease.invoice),
             leases: read.value.into_iter().map(v1::Lease::from).collect(),
             applied_index: read.applied_index,
+            watch_index: 0,
         }))
+    }
+
+    type WatchLeasesStream = watch::Events;
+
+    async fn watch_leases(
+        &self,
+        request: Request<v1::WatchLeasesRequest>,
+    ) -> Result<Response<watch::Events>, Status> {
+        watch::serve(&self.0, request).await
+    }
+
+    type PipelineStream = pipeline::Answers;
+
+    async fn pipeline(
+        &self,
+        request: Request<Streaming<v1::PipelineRequest>>,
+    ) -> Result<Response<pipeline::Answers>, Status> {
+        pipeline::serve(self, request).await
     }
 }
 

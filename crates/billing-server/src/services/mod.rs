@@ -3,11 +3,15 @@
 //! whether anything happened. Decides no rule about money or time.
 
 mod audit;
+mod backup;
 mod charge;
 mod cluster;
 mod invoice;
 mod lease;
+mod membership;
 mod page;
+mod pipeline;
+mod watch;
 mod who;
 
 use std::future::Future;

@@ -207,6 +207,7 @@ impl LeaseService for Node {
         self.hinted(Ok(v1::GetLeaseResponse {
             lease,
             applied_index: 1,
+            watch_index: 1,
         }))
     }
 
@@ -239,7 +240,26 @@ impl LeaseService for Node {
             leases,
             next_page_token,
             applied_index: 1,
+            watch_index: 1,
         }))
+    }
+
+    type WatchLeasesStream = Answers<v1::WatchLeasesResponse>;
+
+    async fn watch_leases(
+        &self,
+        _: Request<v1::WatchLeasesRequest>,
+    ) -> Result<Response<Self::WatchLeasesStream>, Status> {
+        not_here()
+    }
+
+    type PipelineStream = Answers<v1::PipelineResponse>;
+
+    async fn pipeline(
+        &self,
+        _: Request<Streaming<v1::PipelineRequest>>,
+    ) -> Result<Response<Self::PipelineStream>, Status> {
+        not_here()
     }
 }
 
@@ -492,5 +512,49 @@ impl ClusterService for Node {
         self.hinted(Ok(
             Box::pin(tokio_stream::iter(records)) as Self::ReadAuditLogStream
         ))
+    }
+
+    async fn add_learner(
+        &self,
+        _: Request<v1::AddLearnerRequest>,
+    ) -> Result<Response<v1::AddLearnerResponse>, Status> {
+        not_here()
+    }
+
+    async fn promote_member(
+        &self,
+        _: Request<v1::PromoteMemberRequest>,
+    ) -> Result<Response<v1::PromoteMemberResponse>, Status> {
+        not_here()
+    }
+
+    async fn remove_member(
+        &self,
+        _: Request<v1::RemoveMemberRequest>,
+    ) -> Result<Response<v1::RemoveMemberResponse>, Status> {
+        not_here()
+    }
+
+    async fn transfer_leader(
+        &self,
+        _: Request<v1::TransferLeaderRequest>,
+    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
+        not_here()
+    }
+
+    async fn take_snapshot(
+        &self,
+        _: Request<v1::TakeSnapshotRequest>,
+    ) -> Result<Response<v1::TakeSnapshotResponse>, Status> {
+        not_here()
+    }
+
+    type BackupStream = Answers<v1::BackupResponse>;
+
+    async fn backup(
+        &self,
+        _: Request<v1::BackupRequest>,
+    ) -> Result<Response<Self::BackupStream>, Status> {
+        not_here()
     }
 }
