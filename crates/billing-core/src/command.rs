@@ -7,7 +7,7 @@ use std::sync::Arc;
 use crate::currency::Currency;
 use crate::ids::*;
 
-/// One change asked of the ledger. The rules are §3's table.
+/// One change asked of the ledger. The rules are §3's table. The log names a variant by its place: a new one goes to the end.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Command {
     Bootstrap(Bootstrap),
@@ -32,6 +32,10 @@ pub enum Command {
     AllowCharges(AllowCharges),
     /// Time only.
     Tick,
+    /// Many in one command, as if each stood alone, in their order: one that is refused does not stop the next.
+    AcquireLeases(Vec<AcquireLease>),
+    RenewLeases(Vec<RenewLease>),
+    ReleaseLeases(Vec<ReleaseLease>),
 }
 
 /// The first command of a new log. Until it, everything else but Tick is refused.

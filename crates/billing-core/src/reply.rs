@@ -54,6 +54,9 @@ pub enum Reply {
     },
     /// To PauseProvider, AllowCharges, Tick.
     Done,
+    /// To AcquireLeases, RenewLeases, ReleaseLeases: a result per item, in their order. An acquire that is queued says so
+    /// here, and its answer comes by its slot like any other waiter's.
+    Each(Vec<Result<Reply, Rejection>>),
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

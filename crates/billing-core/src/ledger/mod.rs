@@ -250,7 +250,24 @@ impl Ledger {
             Command::PauseProvider(pause) => self.pause_provider(pause),
             Command::AllowCharges(allow) => Ok(self.allow_charges(allow)),
             Command::Tick => Ok(Reply::Done),
+            Command::AcquireLeases(items) => Ok(self.each(items, Self::acquire)),
+            Command::RenewLeases(items) => Ok(self.each(items, Self::renew)),
+            Command::ReleaseLeases(items) => Ok(self.each(items, Self::release)),
         }
+    }
+
+    /// Runs the items as if each were a command of its own: what one frees, the next waiter has before the next item runs.
+    fn each<T>(
+        &mut self,
+        items: &[T],
+        run: fn(&mut Self, &T) -> Result<Reply, Rejection>,
+    ) -> Reply {
+        let results = items.iter().map(|item| {
+            let result = run(self, item);
+            self.settle_freed();
+            result
+        });
+        Reply::Each(results.collect())
     }
 
     /// Brings the hashes up to date with what was touched, and looks whether the rules still hold.
@@ -442,7 +459,10 @@ fn early(command: &Command) -> Early {
         | Command::ForceRelease(_)
         | Command::PauseProvider(_)
         | Command::AllowCharges(_)
-        | Command::Tick => Early::Later,
+        | Command::Tick
+        | Command::AcquireLeases(_)
+        | Command::RenewLeases(_)
+        | Command::ReleaseLeases(_) => Early::Later,
     }
 }
 

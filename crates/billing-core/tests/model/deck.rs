@@ -140,7 +140,10 @@ impl Deck {
             let at = dice.index(self.history.len());
             return self.history[at].clone(); // Doubled, and late.
         }
-        let command = self.fresh(dice, model);
+        let mut command = self.fresh(dice, model);
+        if dice.percent(15) {
+            command = self.many(dice, model, command);
+        }
         // A person reads the answer to a word of theirs; nothing repeats it.
         if !matches!(command, Command::Restore(_) | Command::ResolveCharge(_)) {
             if self.history.len() == HISTORY {
@@ -149,6 +152,52 @@ impl Deck {
             self.history.push_back(command.clone());
         }
         command
+    }
+
+    /// This command and more of its kind as one, where there is such a command.
+    fn many(&mut self, dice: &mut Dice, model: &Model, first: Command) -> Command {
+        let more = dice.between(0, 4);
+        match first {
+            Command::AcquireLease(first) => {
+                let mut items = vec![first];
+                items.extend((0..more).map(|_| {
+                    let invoice = dice.pick(&self.invoices).clone();
+                    self.acquire(dice, model, invoice)
+                }));
+                Command::AcquireLeases(items)
+            }
+            Command::RenewLease(first) => {
+                let mut items = vec![first];
+                items.extend((0..more).map(|_| self.renew(dice, model)));
+                Command::RenewLeases(items)
+            }
+            Command::ReleaseLease(first) => {
+                let mut items = vec![first];
+                items.extend((0..more).map(|_| self.release(dice, model)));
+                Command::ReleaseLeases(items)
+            }
+            other => other,
+        }
+    }
+
+    fn renew(&self, dice: &mut Dice, model: &Model) -> RenewLease {
+        let invoice = dice.pick(&self.invoices).clone();
+        let token = self.token(dice, model, &invoice);
+        RenewLease {
+            invoice,
+            token,
+            ttl: self.own_ttl(dice),
+        }
+    }
+
+    fn release(&mut self, dice: &mut Dice, model: &Model) -> ReleaseLease {
+        if dice.percent(50) {
+            let (session, seq) = self.old_slot(dice, model);
+            return ReleaseLease::BySeq { session, seq };
+        }
+        let invoice = dice.pick(&self.invoices).clone();
+        let token = self.token(dice, model, &invoice);
+        ReleaseLease::ByToken { invoice, token }
     }
 
     fn fresh(&mut self, dice: &mut Dice, model: &Model) -> Command {
@@ -164,20 +213,13 @@ impl Deck {
             2 => Command::CloseSession(CloseSession {
                 session: self.session(dice, model),
             }),
-            3 => self.acquire(dice, model, invoice),
+            3 => Command::AcquireLease(self.acquire(dice, model, invoice)),
             4 => self.acquire_implicit(dice, invoice),
             5 => {
                 let (session, seq) = self.old_slot(dice, model);
                 Command::WithdrawWaiter(WithdrawWaiter { session, seq })
             }
-            6 => {
-                let token = self.token(dice, model, &invoice);
-                Command::RenewLease(RenewLease {
-                    invoice,
-                    token,
-                    ttl: self.own_ttl(dice),
-                })
-            }
+            6 => Command::RenewLease(self.renew(dice, model)),
             7 => {
                 let token = self.token(dice, model, &invoice);
                 Command::ReleaseLease(ReleaseLease::ByToken { invoice, token })
@@ -271,12 +313,12 @@ impl Deck {
                 0 if live.is_some() => self.resolve(dice, model, id),
                 1..=3 => self.keep_alive(dice, model),
                 4 => self.acquire_implicit(dice, id),
-                _ => self.acquire(dice, model, id),
+                _ => Command::AcquireLease(self.acquire(dice, model, id)),
             };
         }
         match (live, dice.below(20)) {
             (_, 0..=3) => self.keep_alive(dice, model),
-            (_, 4) => self.acquire(dice, model, id), // Joins the queue.
+            (_, 4) => Command::AcquireLease(self.acquire(dice, model, id)), // Joins the queue.
             (Some(_), _) if self.honest => self.settle(dice, model, id),
             (None, _) | (Some(AttemptState::Open), 5..=6) if !self.honest || dice.percent(20) => {
                 self.begin(dice, model, id)
@@ -385,11 +427,11 @@ impl Deck {
         WaitMs::new(ms).expect("in bounds")
     }
 
-    fn acquire(&mut self, dice: &mut Dice, model: &Model, invoice: InvoiceId) -> Command {
+    fn acquire(&mut self, dice: &mut Dice, model: &Model, invoice: InvoiceId) -> AcquireLease {
         let session = self.session(dice, model);
         let (seq, done_below) = self.seq(dice, session);
         let ttl = self.own_ttl(dice);
-        Command::AcquireLease(AcquireLease {
+        AcquireLease {
             invoice,
             requester: Requester::Session {
                 session,
@@ -398,7 +440,7 @@ impl Deck {
                 ttl,
             },
             wait: self.wait(dice),
-        })
+        }
     }
 
     fn acquire_implicit(&mut self, dice: &mut Dice, invoice: InvoiceId) -> Command {

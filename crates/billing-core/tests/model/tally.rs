@@ -7,7 +7,10 @@ use billing_core::*;
 const TIMES_MIN: u64 = 20;
 
 /// Answers, and charges by a provider of each profile.
-const EXPECTED: [&str; 48] = [
+const EXPECTED: [&str; 51] = [
+    "acquire of many",
+    "renew of many",
+    "release of many",
     "queued",
     "taken over",
     "claimed nothing",
@@ -63,7 +66,14 @@ pub struct Tally(BTreeMap<(&'static str, &'static str), u64>);
 
 impl Tally {
     pub fn count(&mut self, command: &Command, told: &Result<Reply, Rejection>) {
-        *self.0.entry((asked(command), answered(told))).or_default() += 1;
+        match told {
+            Ok(Reply::Each(results)) => {
+                for told in results {
+                    *self.0.entry((asked(command), answered(told))).or_default() += 1;
+                }
+            }
+            Ok(_) | Err(_) => *self.0.entry((asked(command), answered(told))).or_default() += 1,
+        }
     }
 
     pub fn add(&mut self, what: &'static str, many: u64) {
@@ -140,6 +150,9 @@ fn asked(command: &Command) -> &'static str {
         Command::PauseProvider(_) => "pause",
         Command::AllowCharges(_) => "allow charges",
         Command::Tick => "tick",
+        Command::AcquireLeases(_) => "acquire of many",
+        Command::RenewLeases(_) => "renew of many",
+        Command::ReleaseLeases(_) => "release of many",
     }
 }
 

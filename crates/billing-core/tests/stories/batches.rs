@@ -112,3 +112,63 @@ fn the_leader_ticks_while_something_pends_and_not_otherwise() {
     ",
     );
 }
+
+#[test]
+fn items_of_one_command_stand_alone() {
+    check("
+         0s  ana opens a session for 10s      => session for 10000 ms
+         0s  ben acquires inv-8 for 60s       => token 1
+         1s  ana acquires each: inv-7 as 1; inv-8 as 2; inv-9 as 3; inv-7 as 1 => [token 2; refused: invoice inv-8 is held by ben for another 59000 ms; token 3; token 2]
+         2s  ana renews each: inv-7 with token 2 for 5s; inv-8 with token 2; inv-9 with token 3 for 4s => [renewed for 5000 ms; refused: stale token 2, current 1; renewed for 4000 ms]
+         3s  ana releases each: inv-7 with token 2; inv-7 with token 2; request 3; request 9 => [released; was not current; released; was not current]
+         3s  ana acquires each: inv-7 as 9; inv-7 as 10 => [refused: the lease on inv-7 with token 0 has ended; token 4]
+    ");
+}
+
+#[test]
+fn an_item_that_waits_is_answered_by_its_slot() {
+    check(
+        "
+         0s  ana opens a session for 60s      => session for 60000 ms
+         0s  ben acquires inv-8 for 60s       => token 1
+         0s  ana acquires each: inv-7 as 1; inv-8 as 2 waiting 30s => [token 2; queued]
+         1s  ben releases inv-8 with token 1  => released
+             ana is told token 3
+         2s  ana acquires each: inv-7 as 1; inv-8 as 2 waiting 30s => [token 2; token 3]
+    ",
+    );
+}
+
+#[test]
+fn what_one_item_frees_the_next_waiter_has_before_the_next_item() {
+    check("
+         0s  ana opens a session for 60s      => session for 60000 ms
+         0s  ana acquires each: inv-7 as 1; inv-8 as 2 => [token 1; token 2]
+         0s  ben acquires inv-7 for 10s waiting 30s => queued
+         0s  cas acquires inv-8 for 10s waiting 30s => queued
+         1s  ana releases each: inv-8 with token 2; inv-7 with token 1; inv-8 with token 3 => [released; released; released]
+             cas is told token 3
+             ben is told token 4
+    ");
+}
+
+#[test]
+fn a_batch_that_frees_an_invoice_and_asks_for_it_keeps_its_order() {
+    check("
+         0s  ana opens a session for 60s      => session for 60000 ms
+         0s  ana acquires each: inv-7 as 1    => [token 1]
+         1s  ben acquires each: inv-7 for 10s => [refused: invoice inv-7 is held by ana for another 59000 ms]
+             & ana releases each: inv-7 with token 1 => [released]
+             & cas acquires each: inv-7 for 10s => [token 2]
+    ");
+}
+
+#[test]
+fn many_in_one_command_are_refused_whole_before_the_bootstrap() {
+    check(
+        "
+         0s  ana acquires each: inv-7 for 10s => refused: the ledger is not bootstrapped
+         0s  op bootstraps L, no prior charges => bootstrapped L
+    ",
+    );
+}

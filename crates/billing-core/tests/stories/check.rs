@@ -262,6 +262,11 @@ impl Play {
                     )
                 }
                 Reply::Done => "done".into(),
+                Reply::Each(results) => {
+                    let each: Vec<String> =
+                        results.iter().map(|result| self.words(result)).collect();
+                    format!("[{}]", each.join("; "))
+                }
             },
         }
     }
@@ -281,6 +286,9 @@ impl Play {
     }
 
     fn command(&mut self, line: &str) -> (Actor, Command) {
+        if let Some((start, items)) = line.split_once(" each:") {
+            return self.each(start, items);
+        }
         let line = line.replace(',', " ");
         let words: Vec<&str> = line.split_whitespace().collect();
         let (who, rest) = words.split_first().expect("who does it");
@@ -439,6 +447,28 @@ impl Play {
             _ => panic!("no such command: {line}"),
         };
         (Actor::new(who).unwrap(), command)
+    }
+
+    /// `ana acquires each: inv-7 as 1; inv-8 as 2`: one command with many items, all of the first one's kind.
+    fn each(&mut self, start: &str, items: &str) -> (Actor, Command) {
+        let (mut acquires, mut renews, mut releases) = (Vec::new(), Vec::new(), Vec::new());
+        let mut actor = None;
+        for item in items.split(';') {
+            let (who, command) = self.command(&format!("{start} {item}"));
+            actor = Some(who);
+            match command {
+                Command::AcquireLease(acquire) => acquires.push(acquire),
+                Command::RenewLease(renew) => renews.push(renew),
+                Command::ReleaseLease(release) => releases.push(release),
+                other => panic!("there is no command of many such: {other:?}"),
+            }
+        }
+        let command = match (acquires.is_empty(), renews.is_empty()) {
+            (false, _) => Command::AcquireLeases(acquires),
+            (true, false) => Command::RenewLeases(renews),
+            (true, true) => Command::ReleaseLeases(releases),
+        };
+        (actor.expect("at least one item"), command)
     }
 
     fn session_of(&mut self, who: &str) -> SessionId {

@@ -259,19 +259,31 @@ impl Model {
 
         for (at, (_, command)) in batch.iter().enumerate() {
             let told = &applied.results[at];
-            let expected = match &kept[at] {
-                Some(judged) => judged.clone(),
-                None => self.one(command, told),
-            };
-            if !allows(&expected, told) {
-                return Err(format!(
-                    "{command:?}\n  ledger: {told:?}\n  model:  {expected:?}"
-                ));
+            match (&kept[at], items_of(command)) {
+                (Some(judged), _) => compare(command, judged, told)?,
+                (None, Some(items)) if self.ledger_id.is_some() => {
+                    let Ok(Reply::Each(results)) = told else {
+                        return Err(format!("{command:?}\n  ledger: {told:?}"));
+                    };
+                    if items.len() != results.len() {
+                        return Err(format!("{command:?}: {} results", results.len()));
+                    }
+                    for (item, told) in items.iter().zip(results) {
+                        self.check_one(item, told)?;
+                    }
+                }
+                (None, _) => self.check_one(command, told)?,
             }
-            self.serve_freed();
         }
         self.check_answers(applied)?;
         self.check_alarms(applied)
+    }
+
+    fn check_one(&mut self, command: &Command, told: &Told) -> Result<(), String> {
+        let expected = self.one(command, told);
+        compare(command, &expected, told)?;
+        self.serve_freed();
+        Ok(())
     }
 
     /// Grants in their order; refusals that fall due at one instant may come in any.
@@ -349,6 +361,9 @@ impl Model {
                 Ok(Reply::Done)
             }
             Command::Tick => Ok(Reply::Done),
+            Command::AcquireLeases(_) | Command::RenewLeases(_) | Command::ReleaseLeases(_) => {
+                unreachable!("its items are checked one by one")
+            }
         }
     }
 
@@ -514,6 +529,31 @@ fn same_refusal(left: &Rejection, right: &Rejection) -> bool {
         ) => invoice == other && field == other_field,
         _ => left == right,
     }
+}
+
+/// What a command of many consists of; each item means what it means alone.
+fn items_of(command: &Command) -> Option<Vec<Command>> {
+    match command {
+        Command::AcquireLeases(items) => {
+            Some(items.iter().cloned().map(Command::AcquireLease).collect())
+        }
+        Command::RenewLeases(items) => {
+            Some(items.iter().cloned().map(Command::RenewLease).collect())
+        }
+        Command::ReleaseLeases(items) => {
+            Some(items.iter().cloned().map(Command::ReleaseLease).collect())
+        }
+        _ => None,
+    }
+}
+
+fn compare(command: &Command, expected: &Expected, told: &Told) -> Result<(), String> {
+    if allows(expected, told) {
+        return Ok(());
+    }
+    Err(format!(
+        "{command:?}\n  ledger: {told:?}\n  model:  {expected:?}"
+    ))
 }
 
 pub fn allows(expected: &Expected, told: &Told) -> bool {
