@@ -5,8 +5,9 @@ use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
 /// Version 1: entries, votes, log ids, snapshot headers, snapshots and peer messages as of the first release.
+/// Version 2 reads version 1: a snapshot's header names the node ids that were ever used; commands that carry many.
 /// Raise it with every change that an older binary would misread, and keep reading the older ones.
-pub const FORMAT: u8 = 1;
+pub const FORMAT: u8 = 2;
 
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum CodecError {

@@ -22,7 +22,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tonic::{Code, Response, Status};
 
 use super::links::{Lane, Link, Links, body, payload};
-use super::snapshot::{SnapshotFile, SnapshotHeader};
+use super::snapshot::{Description, SnapshotFile, SnapshotHeader};
 use super::types::{Peer, SnapshotMeta, TypeConfig, Vote};
 
 type Rpc<T> = Result<T, RPCError<TypeConfig>>;
@@ -317,7 +317,10 @@ impl PeerClient {
             .map_err(unreadable)?;
         let header = SnapshotHeader {
             vote,
-            meta,
+            what: Description {
+                meta,
+                ids_used: (*file.ids_used).clone(),
+            },
             bytes: file.sum.bytes,
             crc32c: file.sum.crc32c,
         };

@@ -1,7 +1,7 @@
 //! Decides nothing: holds this node's copy of the ledger, with what reads, waiters and the proposer need to know of it.
 //! Only the state machine changes it.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 use std::sync::{RwLock, RwLockReadGuard, RwLockWriteGuard};
 
 use billing_core::{ClusterTime, Ledger};
@@ -29,6 +29,8 @@ pub struct State {
     pub ledger: Ledger,
     pub applied: Option<LogId>,
     pub membership: Membership,
+    /// Every node id that was ever a member's: those that were removed are never used again.
+    pub ids_used: BTreeSet<u64>,
     pub hashes: VecDeque<StateHash>,
 }
 
@@ -38,6 +40,7 @@ impl State {
             ledger: Ledger::new(billing_core::Config::default()),
             applied: None,
             membership: Membership::default(),
+            ids_used: BTreeSet::new(),
             hashes: VecDeque::new(),
         }
     }

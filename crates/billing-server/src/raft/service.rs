@@ -193,7 +193,7 @@ impl RaftService for PeerService {
         let header: SnapshotHeader = body("snapshot header", &first)?;
         let file = self.receive(&header, pieces).await?;
         let snapshot = Snapshot {
-            meta: header.meta,
+            meta: header.what.meta,
             snapshot: file,
         };
         let answer = self
@@ -237,8 +237,10 @@ impl PeerService {
             }
             Status::unavailable(error.to_string())
         };
-        let index = header.meta.last_log_id.map_or(0, |last| last.index);
-        let meta = super::codec::encode("snapshot header", &header.meta)
+        let index = header.what.meta.last_log_id.map_or(0, |last| last.index);
+        let meta = header
+            .what
+            .encode()
             .map_err(|error| Status::internal(error.to_string()))?;
         let mut writer = self
             .node
@@ -261,6 +263,6 @@ impl PeerService {
             crc32c: header.crc32c,
         };
         let info = writer.finish(Some(expected)).await.map_err(failed)?;
-        Ok(SnapshotFile::from(&info))
+        Ok(SnapshotFile::new(&info, header.what.ids_used.clone()))
     }
 }

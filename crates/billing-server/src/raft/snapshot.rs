@@ -1,6 +1,8 @@
 //! Decides what a snapshot contains and how it gets to disk and back. Never touches the running ledger: it is given a copy.
 
+use std::collections::BTreeSet;
 use std::io;
+use std::sync::Arc;
 
 use billing_core::Ledger;
 use billing_store::{
@@ -17,14 +19,44 @@ use super::types::{SnapshotMeta, Vote};
 pub struct SnapshotFile {
     pub id: SnapshotId,
     pub sum: SnapshotSum,
+    /// Every node id that was ever a member's, up to this snapshot.
+    pub ids_used: Arc<BTreeSet<u64>>,
 }
 
-impl From<&SnapshotInfo> for SnapshotFile {
-    fn from(info: &SnapshotInfo) -> Self {
+impl SnapshotFile {
+    pub fn new(info: &SnapshotInfo, ids_used: BTreeSet<u64>) -> SnapshotFile {
         SnapshotFile {
             id: info.id,
             sum: info.sum,
+            ids_used: Arc::new(ids_used),
         }
+    }
+}
+
+/// What stands beside the ledger in a snapshot: the consensus library's own word, and what it does not remember.
+#[derive(Debug, Clone, Serialize, Deserialize)]
+pub struct Description {
+    pub meta: SnapshotMeta,
+    /// Node ids are never used twice, so those that were removed are remembered as well.
+    pub ids_used: BTreeSet<u64>,
+}
+
+impl Description {
+    pub fn encode(&self) -> Result<Bytes, CodecError> {
+        codec::encode("snapshot header", self)
+    }
+
+    /// Reads format 1 too, in which nobody could be removed: its members are all there ever were.
+    pub fn decode(bytes: &[u8]) -> Result<Description, CodecError> {
+        if bytes.first() != Some(&1) {
+            return codec::decode("snapshot header", bytes);
+        }
+        let meta: SnapshotMeta = codec::decode("snapshot header", bytes)?;
+        let members = meta.last_membership.membership().nodes();
+        Ok(Description {
+            ids_used: members.map(|(&node, _)| node).collect(),
+            meta,
+        })
     }
 }
 
@@ -32,7 +64,7 @@ impl From<&SnapshotInfo> for SnapshotFile {
 #[derive(Debug, Clone, Serialize, Deserialize)]
 pub struct SnapshotHeader {
     pub vote: Vote,
-    pub meta: SnapshotMeta,
+    pub what: Description,
     pub bytes: u64,
     pub crc32c: u32,
 }
@@ -92,12 +124,12 @@ impl Offload {
 /// Serialises `ledger` and writes it. Resolves when the snapshot is durable.
 pub async fn write(
     store: &dyn SnapshotStore,
-    meta: &SnapshotMeta,
+    what: &Description,
     ledger: Ledger,
     offload: Offload,
 ) -> Result<SnapshotFile, SnapshotError> {
-    let index = meta.last_log_id.map_or(0, |last| last.index);
-    let header = codec::encode("snapshot header", meta)?;
+    let index = what.meta.last_log_id.map_or(0, |last| last.index);
+    let header = what.encode()?;
     let bytes = offload
         .run(move || codec::encode("ledger", &ledger))
         .await??;
@@ -108,7 +140,7 @@ pub async fn write(
         writer.write(piece).await?;
     }
     let info = writer.finish(None).await?;
-    Ok(SnapshotFile::from(&info))
+    Ok(SnapshotFile::new(&info, what.ids_used.clone()))
 }
 
 /// Reads a snapshot back; every byte was compared with its checksum when this resolves.
@@ -135,8 +167,8 @@ pub async fn newest(
     for info in store.list() {
         match store.verify(info.id).await {
             Ok(()) => {
-                let meta = codec::decode("snapshot header", &info.meta)?;
-                return Ok(Some((meta, SnapshotFile::from(&info))));
+                let what = Description::decode(&info.meta)?;
+                return Ok(Some((what.meta, SnapshotFile::new(&info, what.ids_used))));
             }
             Err(error @ StoreError::SnapshotDamaged { .. }) => {
                 tracing::error!(%error, snapshot = %info.id, "a damaged snapshot was set aside");

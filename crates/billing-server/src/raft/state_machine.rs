@@ -10,7 +10,7 @@ use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, S
 use openraft::{EntryPayload, OptionalSend};
 
 use super::replica::{Replica, State};
-use super::snapshot::{self, Offload, SnapshotError, SnapshotFile};
+use super::snapshot::{self, Description, Offload, SnapshotError, SnapshotFile};
 use super::types::{Entry, LogId, Membership, Outcome, Peer, SnapshotMeta, TypeConfig};
 use crate::node::FailStop;
 
@@ -59,6 +59,9 @@ impl StateMachine {
             let results = match entry.payload {
                 EntryPayload::Blank => Vec::new(),
                 EntryPayload::Membership(membership) => {
+                    state
+                        .ids_used
+                        .extend(membership.nodes().map(|(&node, _)| node));
                     state.membership = Membership::new(Some(log_id), membership);
                     Vec::new()
                 }
@@ -117,9 +120,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     async fn get_snapshot_builder(&mut self) -> Builder {
         let state = self.replica.state();
         Builder {
-            meta: SnapshotMeta {
-                last_log_id: state.applied,
-                last_membership: state.membership.clone(),
+            what: Description {
+                meta: SnapshotMeta {
+                    last_log_id: state.applied,
+                    last_membership: state.membership.clone(),
+                },
+                ids_used: state.ids_used.clone(),
             },
             // Copy-on-write: applies go on, and the copy stays as it is.
             ledger: state.ledger.clone(),
@@ -140,6 +146,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             state.ledger = ledger;
             state.applied = meta.last_log_id;
             state.membership = meta.last_membership.clone();
+            state.ids_used = (*snapshot.ids_used).clone();
             state.note_hash();
         }
         // Whoever leads now counts from a state that this node jumped to, and answers may lie in the gap.
@@ -163,7 +170,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
 
 /// A copy of the ledger on its way to disk.
 pub struct Builder {
-    meta: SnapshotMeta,
+    what: Description,
     ledger: billing_core::Ledger,
     machine: StateMachine,
 }
@@ -174,7 +181,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
     async fn build_snapshot(&mut self) -> Result<SnapshotOf, io::Error> {
         let file = snapshot::write(
             &*self.machine.snapshots,
-            &self.meta,
+            &self.what,
             self.ledger.clone(),
             self.machine.offload,
         )
@@ -182,7 +189,7 @@ impl RaftSnapshotBuilder<TypeConfig> for Builder {
         .map_err(|error| self.machine.failed(error))?;
         tracing::info!(snapshot = %file.id, bytes = file.sum.bytes, "snapshot written");
         Ok(Snapshot {
-            meta: self.meta.clone(),
+            meta: self.what.meta.clone(),
             snapshot: file,
         })
     }
