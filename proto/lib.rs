@@ -1,6 +1,7 @@
 //! The wire: generated messages and services, and the one place where a typed rejection becomes a status and comes back.
 //! Decides which gRPC code a refusal carries; never decides whether to refuse.
 
+pub mod backup;
 pub mod convert;
 mod rejection;
 pub mod request;
