@@ -65,7 +65,10 @@ const ARROWS: [(&str, &[&str]); 12] = [
             "billing-proto",
         ],
     ),
-    ("billing-bench", &["billing-client", "billing-demo"]),
+    (
+        "billing-bench",
+        &["billing-client", "billing-demo", "billing-proto"],
+    ),
     (
         "billing-sim",
         &[

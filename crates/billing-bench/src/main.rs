@@ -1,52 +1,69 @@
-//! `billing-bench`: acquire and release pairs on three durable nodes of this machine, beside the disk's own fdatasync rate.
-//! Decides how a figure is made: rounds interleaved, medians printed. Claims nothing about other machines.
+//! `billing-bench`: load on three durable nodes of this machine, beside what its disk can do in the same run.
+//! Decides which measurement runs; each is a module with its own `Args` and a `run` that returns a [`report::Report`].
+//! Claims nothing about other machines.
 
+mod cpu;
 mod disk;
+mod failover;
+mod load;
+mod machine;
 mod pairs;
+mod place;
+mod report;
+mod snapshot;
 mod stats;
+mod wire;
 
-use std::{path::PathBuf, process::ExitCode, time::Duration};
+use std::{path::PathBuf, process::ExitCode};
 
-use anyhow::{Result, ensure};
-use billing_client::Client;
-use billing_demo::harness::{Cluster, ClusterOptions};
-use clap::Parser;
+use anyhow::{Context, Result};
+use clap::{Parser, Subcommand};
 
-use stats::{Samples, median};
+use report::Report;
 
-const LED_WITHIN: Duration = Duration::from_secs(30);
-
-/// Acquire and release pairs per second on three durable nodes, beside the disk's own fdatasync rate.
+/// Load on three durable nodes of this machine, beside what its disk can do in the same run.
 ///
-/// Starts three nodes on free ports and measures round by round: the disk alone, then each number of callers. One pair is
-/// an AcquireLease and a ReleaseLease through the Rust client, unary, each caller on an invoice of its own. Prints medians
-/// over the rounds, with the smallest and the largest; the machine is shared, so run it when it is quiet and compare ratios.
+/// Every measurement starts its own nodes on free ports, and prints medians over interleaved rounds. The machine is shared with
+/// its own load generator: run it when nothing else runs, and compare only figures of one run.
 #[derive(Debug, Parser)]
 #[command(name = "billing-bench", version)]
 struct Args {
-    /// How many callers at once, one figure each
-    #[arg(
-        long,
-        value_delimiter = ',',
-        default_value = "1,16,64,256",
-        value_name = "N,..."
-    )]
-    callers: Vec<usize>,
-    /// Connections that the callers share
-    #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=64))]
-    connections: u8,
-    #[arg(long, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=100))]
+    #[command(flatten)]
+    common: Common,
+    #[command(subcommand)]
+    command: Bench,
+}
+
+/// What every measurement can be told.
+#[derive(Debug, clap::Args)]
+struct Common {
+    /// Where the nodes' folders are made; its disk is what is measured
+    #[arg(long, global = true, default_value = "target", value_name = "FOLDER")]
+    folder: PathBuf,
+    /// Write the figures there too, as JSON
+    #[arg(long, global = true, value_name = "FILE")]
+    json: Option<PathBuf>,
+    /// How often everything is measured; medians are printed
+    #[arg(long, global = true, default_value_t = 5, value_parser = clap::value_parser!(u8).range(1..=100))]
     rounds: u8,
     /// Seconds of each measurement
-    #[arg(long, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=60))]
+    #[arg(long, global = true, default_value_t = 3, value_parser = clap::value_parser!(u8).range(1..=60))]
     seconds: u8,
-    /// Where the nodes' folders are made; its disk is what is measured
-    #[arg(long, default_value = "target")]
-    folder: PathBuf,
+}
+
+#[derive(Debug, Subcommand)]
+enum Bench {
+    /// Acquire and release pairs: unary, over the Pipeline, and a hundred at once
+    Pairs(pairs::Args),
+    /// A leader killed, stopped or cut off: how long nobody can acquire
+    Failover(failover::Args),
+    /// Acquires while a snapshot of many invoices is taken
+    Snapshot(snapshot::Args),
 }
 
 fn main() -> ExitCode {
     let args = Args::parse();
+    // One thread: children die with the thread that started them. Load has threads of its own.
     let ran = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -62,61 +79,32 @@ fn main() -> ExitCode {
 }
 
 async fn run(args: &Args) -> Result<()> {
-    ensure!(
-        args.callers
-            .iter()
-            .all(|callers| (1..=10_000).contains(callers)),
-        "--callers must be 1 to 10,000"
-    );
-    std::fs::create_dir_all(&args.folder)?;
-    let folder = tempfile::Builder::new()
-        .prefix("bench-")
-        .tempdir_in(&args.folder)?;
-    let length = Duration::from_secs(u64::from(args.seconds));
-    let mut options = ClusterOptions::new(folder.path().join("nodes"));
-    "warn".clone_into(&mut options.log);
-    let mut cluster = Cluster::start(options)?;
-    let client = Client::builder().endpoints(cluster.endpoints()).build()?;
-    cluster.led(&client, LED_WITHIN).await?;
+    let common = &args.common;
+    std::fs::create_dir_all(&common.folder)
+        .with_context(|| format!("cannot make {}", common.folder.display()))?;
+    let before = machine::Load::now()?;
+    let report = match &args.command {
+        Bench::Pairs(args) => pairs::run(common, args).await,
+        Bench::Failover(args) => failover::run(common, args).await,
+        Bench::Snapshot(args) => snapshot::run(common, args).await,
+    }?;
+    finish(common, &report, &before)
+}
 
-    let mut syncs = Vec::new();
-    let mut figures: Vec<Vec<Samples>> = args.callers.iter().map(|_| Vec::new()).collect();
-    for round in 1..=args.rounds {
-        eprintln!("round {round} of {}", args.rounds);
-        syncs.push(disk::fdatasync_rate(folder.path(), length)?);
-        for (callers, samples) in args.callers.iter().zip(&mut figures) {
-            let connections = usize::from(args.connections).min(*callers);
-            samples.push(pairs::measure(&cluster, *callers, connections, length).await?);
-        }
-    }
-    cluster.stop().await?;
-
-    let disk = median(&syncs);
-    println!(
-        "{} rounds of {} s, 3 nodes, {} connections; median (smallest to largest)",
-        args.rounds, args.seconds, args.connections
-    );
-    println!(
-        "fdatasync after 200 B, one at a time: {:.0}/s ({:.0} to {:.0})",
-        disk.middle, disk.least, disk.most
-    );
-    println!(
-        "{:>8} {:>10} {:>21} {:>9} {:>9} {:>9} {:>10}",
-        "callers", "pairs/s", "", "p50 ms", "p99 ms", "p99.9 ms", "per sync"
-    );
-    for (callers, samples) in args.callers.iter().zip(&figures) {
-        let rates: Vec<f64> = samples.iter().map(Samples::per_second).collect();
-        let rate = median(&rates);
-        let all = Samples::merged(samples);
-        println!(
-            "{callers:>8} {:>10.0} {:>21} {:>9.2} {:>9.2} {:>9.2} {:>10.2}",
-            rate.middle,
-            format!("({:.0} to {:.0})", rate.least, rate.most),
-            all.percentile_ms(50.0),
-            all.percentile_ms(99.0),
-            all.percentile_ms(99.9),
-            rate.middle / disk.middle
-        );
+fn finish(common: &Common, report: &Report, before: &machine::Load) -> Result<()> {
+    let machine = machine::Machine::now()?;
+    let after = machine::Load::now()?;
+    println!("{machine}; load average {before} before, {after} after\n");
+    print!("{}", report.text);
+    if let Some(path) = &common.json {
+        let whole = serde_json::json!({
+            "machine": machine,
+            "load_before": before,
+            "load_after": after,
+            "figures": report.json,
+        });
+        std::fs::write(path, serde_json::to_vec_pretty(&whole)?)
+            .with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(())
 }

@@ -1,0 +1,83 @@
+//! Decides where the nodes under measurement run: three release binaries of this build, durable, in a folder of their own on the
+//! disk that is measured.
+
+use std::{path::Path, time::Duration};
+
+use anyhow::{Context, Result};
+use billing_client::Client;
+use billing_demo::harness::{Cluster, ClusterOptions};
+
+use crate::Common;
+
+pub const NODES: usize = 3;
+const LED_WITHIN: Duration = Duration::from_secs(30);
+
+/// Three running nodes. Dropped: killed, their folder removed.
+pub struct Place {
+    pub cluster: Cluster,
+    /// For questions beside the load.
+    pub client: Client,
+    // Last: the nodes end before their folder does.
+    folder: tempfile::TempDir,
+}
+
+impl Place {
+    pub async fn start(common: &Common) -> Result<Place> {
+        Place::with_flags(common, &[]).await
+    }
+
+    /// `flags`: more of them for every node.
+    pub async fn with_flags(common: &Common, flags: &[&str]) -> Result<Place> {
+        let folder = folder(common)?;
+        let mut options = ClusterOptions::new(folder.path().join("nodes"));
+        "warn".clone_into(&mut options.log);
+        options.flags = flags.iter().map(ToString::to_string).collect();
+        let mut cluster = Cluster::start(options)?;
+        let client = Client::builder().endpoints(cluster.endpoints()).build()?;
+        cluster.led(&client, LED_WITHIN).await?;
+        Ok(Place {
+            cluster,
+            client,
+            folder,
+        })
+    }
+
+    /// On the disk that the nodes use.
+    pub fn folder(&self) -> &Path {
+        self.folder.path()
+    }
+
+    /// Which node leads now; from 1.
+    pub async fn leader(&mut self) -> Result<usize> {
+        self.cluster.led(&self.client, LED_WITHIN).await
+    }
+
+    /// Where the leader listens.
+    pub async fn leader_endpoint(&mut self) -> Result<String> {
+        let leader = self.leader().await?;
+        Ok(self.cluster.endpoint(leader))
+    }
+
+    /// The nodes' processes, in order of their ids.
+    pub fn pids(&mut self) -> Result<Vec<u32>> {
+        (1..=NODES)
+            .map(|id| {
+                let node = self.cluster.node(id);
+                node.map(|process| process.pid())
+                    .with_context(|| format!("node {id} does not run"))
+            })
+            .collect()
+    }
+
+    pub async fn stop(mut self) -> Result<()> {
+        self.cluster.stop().await
+    }
+}
+
+/// A folder on the measured disk that goes with its value.
+pub fn folder(common: &Common) -> Result<tempfile::TempDir> {
+    tempfile::Builder::new()
+        .prefix("bench-")
+        .tempdir_in(&common.folder)
+        .with_context(|| format!("cannot make a folder in {}", common.folder.display()))
+}
