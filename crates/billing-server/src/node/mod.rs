@@ -87,9 +87,19 @@ impl Node {
     /// Proposes all of them at once, in this order; answers by position. They usually share an entry, but one may be applied
     /// and its neighbour not.
     pub async fn propose_many(&self, commands: Vec<(Actor, Command)>) -> Vec<Answer> {
+    /// Queues one command, here or for the leader, for whoever waits for many answers and bounds their time itself.
+    pub(crate) fn ask(&self, actor: Actor, command: Command) -> Result<proposer::Asked, CallError> {
+        self.inner.ask(actor, command)
+    }
+
+    /// How long [`Node::propose`] waits for an answer.
+    pub(crate) fn call_timeout(&self) -> Duration {
+        self.inner.config.call_timeout
+    }
+
         let asked: Vec<_> = commands
             .into_iter()
-            .map(|(actor, command)| self.inner.ask(actor, command))
+            .map(|(actor, command)| self.ask(actor, command))
             .collect();
         let mut answers = Vec::with_capacity(asked.len());
         for asked in asked {
@@ -146,6 +156,15 @@ impl Node {
     /// Changes with every entry that this node applies: the index, `None` before the first.
     pub fn applied(&self) -> watch::Receiver<Option<u64>> {
         self.inner.replica.applied()
+    /// Where clients find the leader, while that is another node.
+    pub fn leader_elsewhere(&self) -> Option<String> {
+        if self.inner.leadership().is_some() {
+            return None;
+        }
+        let (leader, peer) = self.inner.leader()?;
+        (leader != self.inner.config.node).then_some(peer.client)
+    }
+
     }
 }
 
@@ -196,9 +215,17 @@ impl Inner {
     }
 
     fn leader(&self) -> Option<(u64, Peer)> {
-        let leader = self.raft.server_metrics().borrow_watched().current_leader?;
-        let peer = self.members().remove(&leader)?;
-        Some((leader, peer))
+        let metrics = self.raft.server_metrics();
+        let metrics = metrics.borrow_watched();
+        let leader = metrics.current_leader?;
+        let membership = metrics.membership_config.membership();
+        // Every call asks this, so nothing is collected; those configured stand in before there is a membership.
+        let peer = match membership.get_node(&leader) {
+            Some(peer) => peer,
+            None if membership.nodes().next().is_none() => self.config.members.get(&leader)?,
+            None => return None,
+        };
+        Some((leader, peer.clone()))
     }
 
     pub(crate) fn leader_address(&self) -> Option<(u64, String)> {

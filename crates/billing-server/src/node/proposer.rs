@@ -2,8 +2,11 @@
 //! time after it closed. Never proposes without being sure of its own leadership's clock, and never calls a proposal
 //! undone: once handed to the consensus, an error is Unknown.
 
+use std::future::{Future as _, poll_fn};
+use std::pin::Pin;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU8, Ordering};
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use billing_core::{Actor, Command, Rejection, Reply};
@@ -62,22 +65,27 @@ pub(crate) struct Asked {
 
 impl Asked {
     /// Waits for the answer, `patience` at most.
-    pub async fn answer(self, env: &Env, patience: Duration) -> Answer {
-        let Asked { progress, reply } = self;
-        let why = tokio::select! {
+    pub async fn answer(mut self, env: &Env, patience: Duration) -> Answer {
+        tokio::select! {
             biased;
-            answer = reply => match answer {
-                Ok(answer) => return answer,
-                Err(_) => "the node stopped",
-            },
-            () = env.clock.sleep(patience) => "no answer in time",
-        };
-        if step(&progress, WITHDRAWN) {
-            Err(CallError::not_applied(format!(
-                "{why}, and it was still queued"
-            )))
+            answer = poll_fn(|cx| self.poll_answer(cx)) => answer,
+            () = env.clock.sleep(patience) => Err(self.give_up("no answer in time")),
+        }
+    }
+
+    /// The answer, for whoever waits for many and bounds the time of all of them. Not to be polled after it is ready.
+    pub fn poll_answer(&mut self, cx: &mut Context<'_>) -> Poll<Answer> {
+        Pin::new(&mut self.reply)
+            .poll(cx)
+            .map(|answer| answer.unwrap_or_else(|_| Err(self.give_up("the node stopped"))))
+    }
+
+    /// What it means that nobody waits any more: a command that was still queued never leaves.
+    pub fn give_up(&self, why: &str) -> CallError {
+        if step(&self.progress, WITHDRAWN) {
+            CallError::not_applied(format!("{why}, and it was still queued"))
         } else {
-            Err(CallError::unknown(why))
+            CallError::unknown(why)
         }
     }
 }
