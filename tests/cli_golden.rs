@@ -105,14 +105,14 @@ impl Transcript {
 fn stdin(text: &str) -> Stage {
     Stage {
         stdin: text.as_bytes().to_vec(),
-        columns: None,
+        ..Stage::default()
     }
 }
 
 fn columns(columns: u16) -> Stage {
     Stage {
-        stdin: Vec::new(),
         columns: Some(columns),
+        ..Stage::default()
     }
 }
 
@@ -141,6 +141,11 @@ fn help() {
         "charge resolve",
         "cluster",
         "cluster status",
+        "cluster members",
+        "cluster add",
+        "cluster promote",
+        "cluster remove",
+        "cluster transfer-leader",
         "cluster allow-charges",
         "cluster pause-provider",
         "cluster resume-provider",
@@ -251,6 +256,70 @@ fn cluster() {
             0,
             "cluster resume-provider stripe --reason incident_4711_is_over -o json",
         )
+        .check();
+}
+
+/// Somebody at the terminal, who types that.
+fn asked(text: &str) -> Stage {
+    Stage {
+        asked: true,
+        ..stdin(text)
+    }
+}
+
+#[test]
+fn members() {
+    Transcript::new("members")
+        .run(0, "cluster members")
+        .run(0, "cluster members -o json")
+        .run(0, "cluster members -o name")
+        .run(0, "--endpoints 127.0.0.1:7102 cluster members")
+        .on(0, "cluster members", &columns(78))
+        .run(0, "cluster add 9 127.0.0.1:7109 127.0.0.1:7209")
+        .run(0, "cluster add 9 127.0.0.1:7109 127.0.0.1:7209 -o json")
+        .run(1, "cluster add 2 127.0.0.1:7109 127.0.0.1:7209")
+        .run(2, "cluster add 0 127.0.0.1:7109 127.0.0.1:7209")
+        .run(2, "cluster add 9 127.0.0.1 127.0.0.1:7209")
+        .run(1, "cluster promote 9")
+        .run(0, "cluster promote 9 --allow-even")
+        .run(0, "cluster promote 9 --replaces 3 --yes -o json")
+        .on(1, "cluster promote 9 --replaces 3", &asked("no\n"))
+        .run(1, "cluster promote 4")
+        .run(1, "cluster remove 3")
+        .on(0, "cluster remove 3 --allow-even", &asked("y\n"))
+        .on(1, "cluster remove 3 --allow-even", &asked("\n"))
+        .run(0, "cluster remove 3 --allow-even --yes -o json")
+        .run(1, "cluster remove 7")
+        .run(0, "cluster transfer-leader")
+        .run(0, "cluster transfer-leader 2 -o json")
+        .run(1, "cluster transfer-leader 4")
+        .run(3, "--timeout 300ms cluster transfer-leader 3")
+        .check();
+    let lagging = Script {
+        learner: true,
+        ..Script::three()
+    };
+    Transcript::of("members-learner", lagging)
+        .run(0, "cluster members")
+        .run(0, "cluster members -o jsonl")
+        .check();
+    let newcomer = Script {
+        newcomer: true,
+        ..Script::three()
+    };
+    Transcript::of("members-catching-up", newcomer)
+        .run(0, "cluster add 9 127.0.0.1:7109 127.0.0.1:7209 --wait")
+        .check();
+    let leaderless = Script {
+        leaderless: true,
+        ..Script::three()
+    };
+    Transcript::of("members-leaderless", leaderless)
+        .run(0, "cluster members")
+        .check();
+    Transcript::of("members-unreachable", Script::default())
+        .run(2, "cluster members")
+        .run(2, "cluster remove 3")
         .check();
 }
 

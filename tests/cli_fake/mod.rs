@@ -3,10 +3,17 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+mod cluster;
+mod invoices;
+mod leases;
+
 use std::{
     collections::BTreeMap,
     io,
-    sync::{Arc, Mutex, PoisonError},
+    sync::{
+        Arc, Mutex, PoisonError,
+        atomic::{AtomicU64, Ordering},
+    },
     time::Duration,
 };
 
@@ -51,6 +58,14 @@ pub struct Script {
     pub forged: Option<u64>,
     /// Sessions end at their first keep-alive.
     pub sessions_end: bool,
+    /// Whatever `doctor` knows to look for is found somewhere.
+    pub ill: bool,
+    /// Node 4 belongs as a learner that lags, at an address where nobody listens.
+    pub learner: bool,
+    /// Node 9 was just added, and catches up while it is looked at.
+    pub newcomer: bool,
+    /// Nobody leads.
+    pub leaderless: bool,
 }
 
 impl Script {
@@ -75,6 +90,8 @@ pub struct Ran {
 pub struct Stage {
     pub stdin: Vec<u8>,
     pub columns: Option<u16>,
+    /// Somebody sits before it and can be asked.
+    pub asked: bool,
 }
 
 /// Runs `billingctl` against a cluster of that script. The first word of `line` is the program's name.
@@ -119,7 +136,7 @@ fn ctl_in(env: Env, stage: &Stage, line: &[&str]) -> Ran {
             stderr: &mut stderr,
             stdout_columns: stage.columns,
             stderr_is_terminal: false,
-            stdin_is_terminal: false,
+            stdin_is_terminal: stage.asked,
         },
     );
     let text = |bytes: Vec<u8>| String::from_utf8(bytes).expect("billingctl writes UTF-8");
@@ -153,6 +170,7 @@ fn serve(script: &Script, net: &MemoryNet) -> Servers {
         let node = Node {
             id,
             script: script.clone(),
+            looks: Arc::default(),
         };
         let thread = std::thread::spawn(move || {
             let runtime = tokio::runtime::Builder::new_current_thread()
@@ -242,6 +260,8 @@ impl RandomSource for Counting {
 struct Node {
     id: u64,
     script: Script,
+    /// How often it was asked how it is: the one thing here that time changes, so that somebody can catch up.
+    looks: Arc<AtomicU64>,
 }
 
 fn invoice_id(id: &str) -> InvoiceId {
@@ -406,528 +426,4 @@ type Answer<T> = Result<Response<T>, Status>;
 
 fn unscripted<T>() -> Answer<T> {
     Err(Status::unimplemented("not in the script"))
-}
-
-#[tonic::async_trait]
-impl LeaseService for Node {
-    async fn open_session(
-        &self,
-        request: Request<v1::OpenSessionRequest>,
-    ) -> Answer<v1::OpenSessionResponse> {
-        let v1::OpenSessionRequest {
-            session_id,
-            holder,
-            ttl_ms,
-        } = request.into_inner();
-        let session = v1::Session {
-            session_id,
-            holder,
-            ttl_ms,
-            expires_in_ms: ttl_ms,
-        };
-        Ok(Response::new(v1::OpenSessionResponse {
-            session: Some(session),
-        }))
-    }
-
-    type KeepAliveStream = BoxStream<'static, Result<v1::KeepAliveResponse, Status>>;
-
-    async fn keep_alive(
-        &self,
-        request: Request<Streaming<v1::KeepAliveRequest>>,
-    ) -> Answer<Self::KeepAliveStream> {
-        let end = self.script.sessions_end;
-        let answers = request.into_inner().map(move |request| {
-            let v1::KeepAliveRequest { tag, session_id } = request?;
-            if end {
-                let session = billing_core::SessionId::from_slice(&session_id).expect("16 bytes");
-                return Err(refused(&Rejection::SessionEnded { session }));
-            }
-            let session = v1::Session {
-                session_id,
-                holder: "ana".into(),
-                ttl_ms: 1_000,
-                expires_in_ms: 1_000,
-            };
-            Ok(v1::KeepAliveResponse {
-                tag,
-                result: Some(v1::keep_alive_response::Result::Session(session)),
-            })
-        });
-        Ok(Response::new(answers.boxed()))
-    }
-
-    async fn close_session(
-        &self,
-        _: Request<v1::CloseSessionRequest>,
-    ) -> Answer<v1::CloseSessionResponse> {
-        Ok(Response::new(v1::CloseSessionResponse { was_open: true }))
-    }
-
-    async fn acquire_lease(
-        &self,
-        request: Request<v1::AcquireLeaseRequest>,
-    ) -> Answer<v1::AcquireLeaseResponse> {
-        let request = request.into_inner();
-        provoked(&request.invoice_id)?;
-        let holder = if request.holder.is_empty() {
-            "ana@desk".to_owned()
-        } else {
-            request.holder
-        };
-        let lease = v1::Lease {
-            holder,
-            expires_in_ms: request.ttl_ms,
-            ..lease(&request.invoice_id)
-        };
-        let doubtful = request.invoice_id == "inv-doubt";
-        let open_attempt = doubtful.then(|| attempt(&request.invoice_id, v1::AttemptState::Open));
-        Ok(Response::new(v1::AcquireLeaseResponse {
-            lease: Some(lease),
-            open_attempt,
-        }))
-    }
-
-    async fn release_lease(
-        &self,
-        request: Request<v1::ReleaseLeaseRequest>,
-    ) -> Answer<v1::ReleaseLeaseResponse> {
-        let request = request.into_inner();
-        provoked(&request.invoice_id)?;
-        Ok(Response::new(v1::ReleaseLeaseResponse {
-            was_current: request.token == TOKEN,
-        }))
-    }
-
-    async fn renew_lease(
-        &self,
-        request: Request<v1::RenewLeaseRequest>,
-    ) -> Answer<v1::RenewLeaseResponse> {
-        let request = request.into_inner();
-        provoked(&request.invoice_id)?;
-        let lease = v1::Lease {
-            expires_in_ms: request.ttl_ms,
-            ..lease(&request.invoice_id)
-        };
-        Ok(Response::new(v1::RenewLeaseResponse { lease: Some(lease) }))
-    }
-
-    async fn acquire_leases(
-        &self,
-        _: Request<v1::AcquireLeasesRequest>,
-    ) -> Answer<v1::AcquireLeasesResponse> {
-        unscripted()
-    }
-    async fn release_leases(
-        &self,
-        _: Request<v1::ReleaseLeasesRequest>,
-    ) -> Answer<v1::ReleaseLeasesResponse> {
-        unscripted()
-    }
-    async fn renew_leases(
-        &self,
-        _: Request<v1::RenewLeasesRequest>,
-    ) -> Answer<v1::RenewLeasesResponse> {
-        unscripted()
-    }
-
-    async fn get_lease(
-        &self,
-        request: Request<v1::GetLeaseRequest>,
-    ) -> Answer<v1::GetLeaseResponse> {
-        let id = request.into_inner().invoice_id;
-        provoked(&id)?;
-        let lease = (id != "inv-free").then(|| lease(&id));
-        Ok(Response::new(v1::GetLeaseResponse {
-            lease,
-            applied_index: 4_711,
-            watch_index: 4_712,
-        }))
-    }
-
-    async fn list_leases(
-        &self,
-        request: Request<v1::ListLeasesRequest>,
-    ) -> Answer<v1::ListLeasesResponse> {
-        let request = request.into_inner();
-        let all = match request.holder.as_str() {
-            "nobody" => Vec::new(),
-            "mallory" => vec![v1::Lease {
-                holder: "mal\u{1b}[2Jlory".into(),
-                ..lease("inv-9")
-            }],
-            _ => vec![
-                lease("inv-7"),
-                v1::Lease {
-                    holder: "ben@backoffice".into(),
-                    ..lease("inv-8-rather-long")
-                },
-            ],
-        };
-        // One row a page: the pages are the reader's business.
-        let nth: usize = request.page_token.parse().unwrap_or(0);
-        let next_page_token = if nth + 1 < all.len() {
-            (nth + 1).to_string()
-        } else {
-            String::new()
-        };
-        let leases = all.into_iter().skip(nth).take(1).collect();
-        Ok(Response::new(v1::ListLeasesResponse {
-            leases,
-            next_page_token,
-            applied_index: 4_711,
-            watch_index: 4_712,
-        }))
-    }
-
-    type WatchLeasesStream = BoxStream<'static, Result<v1::WatchLeasesResponse, Status>>;
-
-    async fn watch_leases(
-        &self,
-        _: Request<v1::WatchLeasesRequest>,
-    ) -> Result<Response<Self::WatchLeasesStream>, Status> {
-        unscripted()
-    }
-
-    type PipelineStream = BoxStream<'static, Result<v1::PipelineResponse, Status>>;
-
-    async fn pipeline(
-        &self,
-        _: Request<Streaming<v1::PipelineRequest>>,
-    ) -> Result<Response<Self::PipelineStream>, Status> {
-        unscripted()
-    }
-}
-
-#[tonic::async_trait]
-impl InvoiceService for Node {
-    async fn submit_invoices(
-        &self,
-        request: Request<Streaming<v1::SubmitInvoicesRequest>>,
-    ) -> Answer<v1::SubmitInvoicesResponse> {
-        let mut stream = request.into_inner();
-        let mut answer = v1::SubmitInvoicesResponse::default();
-        let mut seen: BTreeMap<String, i64> = BTreeMap::new();
-        let mut position = 0;
-        while let Some(request) = stream.message().await? {
-            let invoice = request.invoice.unwrap_or_default();
-            provoked(&invoice.invoice_id)?;
-            match seen.get(&invoice.invoice_id) {
-                None => {
-                    answer.submitted += 1;
-                    seen.insert(invoice.invoice_id, invoice.amount_minor);
-                }
-                Some(amount) if *amount == invoice.amount_minor => answer.unchanged += 1,
-                Some(amount) => {
-                    let rejection = Rejection::SubmittedOtherwise {
-                        invoice: invoice_id(&invoice.invoice_id),
-                        field: "amount_minor".into(),
-                        recorded: amount.to_string(),
-                        presented: invoice.amount_minor.to_string(),
-                    };
-                    answer
-                        .refused
-                        .push(v1::submit_invoices_response::RefusedInvoice {
-                            invoice_id: invoice.invoice_id,
-                            reason: rejection.to_string(),
-                            rejection: Some((&rejection).into()),
-                            position,
-                        });
-                }
-            }
-            position += 1;
-        }
-        Ok(Response::new(answer))
-    }
-
-    async fn claim_invoices(
-        &self,
-        _: Request<v1::ClaimInvoicesRequest>,
-    ) -> Answer<v1::ClaimInvoicesResponse> {
-        unscripted()
-    }
-
-    async fn get_invoice(
-        &self,
-        request: Request<v1::GetInvoiceRequest>,
-    ) -> Answer<v1::GetInvoiceResponse> {
-        use v1::InvoiceStatus as S;
-        let id = request.into_inner().invoice_id;
-        let status = match id.as_str() {
-            "inv-charging" => S::Charging,
-            "inv-review" => S::Review,
-            "inv-settled" => S::Paid,
-            _ => S::Pending,
-        };
-        provoked(&id)?;
-        Ok(Response::new(state(&id, status)))
-    }
-
-    async fn list_invoices(
-        &self,
-        request: Request<v1::ListInvoicesRequest>,
-    ) -> Answer<v1::ListInvoicesResponse> {
-        use v1::InvoiceStatus as S;
-        let request = request.into_inner();
-        let all = [
-            ("inv-1", S::Pending),
-            ("inv-2", S::Charging),
-            ("inv-3", S::InDoubt),
-            ("inv-4", S::Waiting),
-            ("inv-5", S::Review),
-            ("inv-6", S::Paid),
-        ];
-        let wanted = request.status();
-        let nth: usize = request.page_token.parse().unwrap_or(0);
-        let fitting: Vec<_> = all
-            .into_iter()
-            .filter(|(_, status)| wanted == S::Unspecified || *status == wanted)
-            .filter(|_| request.customer_id != "cus-nobody")
-            .map(|(id, status)| state(id, status))
-            .collect();
-        let size = usize::try_from(request.page_size)
-            .unwrap_or(usize::MAX)
-            .min(2);
-        let next_page_token = if nth + size < fitting.len() {
-            (nth + size).to_string()
-        } else {
-            String::new()
-        };
-        let invoices = fitting.into_iter().skip(nth).take(size).collect();
-        Ok(Response::new(v1::ListInvoicesResponse {
-            invoices,
-            next_page_token,
-            applied_index: 4_711,
-        }))
-    }
-
-    async fn get_invoice_history(
-        &self,
-        request: Request<v1::GetInvoiceHistoryRequest>,
-    ) -> Answer<v1::GetInvoiceHistoryResponse> {
-        provoked(&request.into_inner().invoice_id)?;
-        Ok(Response::new(v1::GetInvoiceHistoryResponse {
-            records: records(3, None),
-        }))
-    }
-
-    async fn cancel_invoice(
-        &self,
-        request: Request<v1::CancelInvoiceRequest>,
-    ) -> Answer<v1::CancelInvoiceResponse> {
-        provoked(&request.into_inner().invoice_id)?;
-        Ok(Response::new(v1::CancelInvoiceResponse {
-            status: v1::InvoiceStatus::Cancelled.into(),
-        }))
-    }
-
-    async fn requeue_invoice(
-        &self,
-        request: Request<v1::RequeueInvoiceRequest>,
-    ) -> Answer<v1::RequeueInvoiceResponse> {
-        provoked(&request.into_inner().invoice_id)?;
-        Ok(Response::new(v1::RequeueInvoiceResponse {
-            status: v1::InvoiceStatus::Pending.into(),
-        }))
-    }
-}
-
-#[tonic::async_trait]
-impl ChargeService for Node {
-    async fn begin_charge(
-        &self,
-        _: Request<v1::BeginChargeRequest>,
-    ) -> Answer<v1::BeginChargeResponse> {
-        unscripted()
-    }
-    async fn attach_provider_object(
-        &self,
-        _: Request<v1::AttachProviderObjectRequest>,
-    ) -> Answer<v1::AttachProviderObjectResponse> {
-        unscripted()
-    }
-    async fn settle_charge(
-        &self,
-        _: Request<v1::SettleChargeRequest>,
-    ) -> Answer<v1::SettleChargeResponse> {
-        unscripted()
-    }
-    async fn resolve_charge(
-        &self,
-        request: Request<v1::ResolveChargeRequest>,
-    ) -> Answer<v1::ResolveChargeResponse> {
-        let request = request.into_inner();
-        provoked(&request.invoice_id)?;
-        let status = match request.word {
-            Some(v1::resolve_charge_request::Word::Charged(_)) => v1::InvoiceStatus::Paid,
-            Some(v1::resolve_charge_request::Word::NotCharged(_)) => v1::InvoiceStatus::Failed,
-            None => return Err(Status::invalid_argument("no word")),
-        };
-        Ok(Response::new(v1::ResolveChargeResponse {
-            status: status.into(),
-        }))
-    }
-}
-
-#[tonic::async_trait]
-impl ClusterService for Node {
-    async fn get_status(&self, _: Request<v1::GetStatusRequest>) -> Answer<v1::GetStatusResponse> {
-        let last = self.id == self.script.nodes.len() as u64;
-        let member = |(address, node_id): (&&str, u64)| v1::Member {
-            node_id,
-            client_address: (*address).to_owned(),
-            raft_address: address.replace(":71", ":72"),
-            voter: true,
-            matched_index: 12_345,
-        };
-        let count = |status: v1::InvoiceStatus, count| v1::StatusCount {
-            status: status.into(),
-            count,
-        };
-        Ok(Response::new(v1::GetStatusResponse {
-            node_id: self.id,
-            ledger_id: "demo".into(),
-            role: if self.id == 1 {
-                v1::NodeRole::Leader
-            } else {
-                v1::NodeRole::Follower
-            }
-            .into(),
-            term: 3,
-            leader_id: 1,
-            leader_address: "127.0.0.1:7101".into(),
-            members: self.script.nodes.iter().zip(1..).map(member).collect(),
-            last_log_index: 12_346,
-            committed_index: 12_345,
-            applied_index: 12_345,
-            snapshot_index: 10_000,
-            cluster_time_ms: 3_723_000,
-            state_hash: if self.script.torn && last {
-                vec![9; 16]
-            } else {
-                vec![7; 16]
-            },
-            state_hash_index: 10_000,
-            charges_allowed: true,
-            invoices: vec![
-                count(v1::InvoiceStatus::Pending, 12),
-                count(v1::InvoiceStatus::Paid, 988),
-            ],
-            leases: 4,
-            sessions: 2,
-            wall_clock_alarm: self.script.torn && last,
-            charge_alarms: 0,
-            version: "0.1.0".into(),
-            format: 1,
-            paused_providers: Vec::new(),
-            wall_time: None,
-            fsync_p50_us: 0,
-            fsync_p99_us: 0,
-            first_log_index: 0,
-            data_bytes: 0,
-            waiters: 0,
-        }))
-    }
-
-    async fn force_release(
-        &self,
-        request: Request<v1::ForceReleaseRequest>,
-    ) -> Answer<v1::ForceReleaseResponse> {
-        let id = request.into_inner().invoice_id;
-        provoked(&id)?;
-        let was_leased = id != "inv-free";
-        let status = if was_leased {
-            v1::InvoiceStatus::InDoubt
-        } else {
-            v1::InvoiceStatus::Pending
-        };
-        Ok(Response::new(v1::ForceReleaseResponse {
-            was_leased,
-            status: status.into(),
-        }))
-    }
-
-    async fn pause_provider(
-        &self,
-        _: Request<v1::PauseProviderRequest>,
-    ) -> Answer<v1::PauseProviderResponse> {
-        Ok(Response::new(v1::PauseProviderResponse {}))
-    }
-
-    async fn allow_charges(
-        &self,
-        _: Request<v1::AllowChargesRequest>,
-    ) -> Answer<v1::AllowChargesResponse> {
-        Ok(Response::new(v1::AllowChargesResponse {}))
-    }
-
-    type ReadAuditLogStream = BoxStream<'static, Result<v1::ReadAuditLogResponse, Status>>;
-
-    async fn read_audit_log(
-        &self,
-        request: Request<v1::ReadAuditLogRequest>,
-    ) -> Answer<Self::ReadAuditLogStream> {
-        let v1::ReadAuditLogRequest { from_index, limit } = request.into_inner();
-        let limit = if limit == 0 {
-            usize::MAX
-        } else {
-            usize::try_from(limit).unwrap_or(usize::MAX)
-        };
-        let records = records(6, self.script.forged)
-            .into_iter()
-            .filter(move |record| record.index >= from_index)
-            .take(limit)
-            .map(|record| {
-                Ok(v1::ReadAuditLogResponse {
-                    record: Some(record),
-                })
-            });
-        Ok(Response::new(
-            futures::stream::iter(records.collect::<Vec<_>>()).boxed(),
-        ))
-    }
-
-    async fn add_learner(
-        &self,
-        _: Request<v1::AddLearnerRequest>,
-    ) -> Result<Response<v1::AddLearnerResponse>, Status> {
-        unscripted()
-    }
-
-    async fn promote_member(
-        &self,
-        _: Request<v1::PromoteMemberRequest>,
-    ) -> Result<Response<v1::PromoteMemberResponse>, Status> {
-        unscripted()
-    }
-
-    async fn remove_member(
-        &self,
-        _: Request<v1::RemoveMemberRequest>,
-    ) -> Result<Response<v1::RemoveMemberResponse>, Status> {
-        unscripted()
-    }
-
-    async fn transfer_leader(
-        &self,
-        _: Request<v1::TransferLeaderRequest>,
-    ) -> Result<Response<v1::TransferLeaderResponse>, Status> {
-        unscripted()
-    }
-
-    async fn take_snapshot(
-        &self,
-        _: Request<v1::TakeSnapshotRequest>,
-    ) -> Result<Response<v1::TakeSnapshotResponse>, Status> {
-        unscripted()
-    }
-
-    type BackupStream = BoxStream<'static, Result<v1::BackupResponse, Status>>;
-
-    async fn backup(
-        &self,
-        _: Request<v1::BackupRequest>,
-    ) -> Result<Response<Self::BackupStream>, Status> {
-        unscripted()
-    }
 }

@@ -1,4 +1,7 @@
 //! The operator's calls. A status is one node's own view, so it is asked of a particular node or of all of them.
+//!
+//! A change of membership is given the whole deadline for one attempt: a repeat that meets the first copy under way would be
+//! refused for being in its own way.
 
 use billing_proto::{
     Failure,
@@ -8,7 +11,7 @@ use tonic::Status;
 
 use crate::{
     Client,
-    calls::{Repeat, within},
+    calls::{Budget, Repeat, within},
 };
 
 /// A reply without a part that it always has: the other side is broken or much newer, and what it did is not known.
@@ -119,5 +122,127 @@ impl Client {
         )
         .await?;
         Ok(())
+    }
+
+    /// Lets a new node receive the log without a vote; returns where the leader's log ended then. The id must never have been
+    /// used before. `Unknown`: read the members; a repeat that is refused because the id is taken may have met its own first copy.
+    pub async fn add_learner(
+        &self,
+        node_id: u64,
+        client_address: &str,
+        raft_address: &str,
+    ) -> Result<u64, Failure> {
+        let request = v1::AddLearnerRequest {
+            node_id,
+            client_address: client_address.to_owned(),
+            raft_address: raft_address.to_owned(),
+        };
+        let send = |channel, request| async move {
+            ClusterServiceClient::new(channel)
+                .add_learner(request)
+                .await
+        };
+        Ok(self
+            .call(
+                "AddLearner",
+                Repeat::DoubtingRefusals,
+                self.patient(),
+                request,
+                send,
+            )
+            .await?
+            .value
+            .last_log_index)
+    }
+
+    /// Gives a learner its vote and, with `replaces`, takes that voter out for ever, in one change. Returns the members after
+    /// it. `Unknown`: read the members; a repeat of a promotion that happened is refused, since the node is a voter by then.
+    pub async fn promote_member(
+        &self,
+        node_id: u64,
+        replaces: Option<u64>,
+        allow_even: bool,
+    ) -> Result<Vec<v1::Member>, Failure> {
+        let request = v1::PromoteMemberRequest {
+            node_id,
+            replaces: replaces.unwrap_or(0),
+            allow_even,
+        };
+        let send = |channel, request| async move {
+            ClusterServiceClient::new(channel)
+                .promote_member(request)
+                .await
+        };
+        Ok(self
+            .call(
+                "PromoteMember",
+                Repeat::DoubtingRefusals,
+                self.patient(),
+                request,
+                send,
+            )
+            .await?
+            .value
+            .members)
+    }
+
+    /// Takes a node out of the cluster for ever and returns the members that are left. `Unknown`: read the members; a repeat
+    /// of a removal that happened is refused, since the node is no member by then.
+    pub async fn remove_member(
+        &self,
+        node_id: u64,
+        allow_even: bool,
+    ) -> Result<Vec<v1::Member>, Failure> {
+        let request = v1::RemoveMemberRequest {
+            node_id,
+            allow_even,
+        };
+        let send = |channel, request| async move {
+            ClusterServiceClient::new(channel)
+                .remove_member(request)
+                .await
+        };
+        Ok(self
+            .call(
+                "RemoveMember",
+                Repeat::DoubtingRefusals,
+                self.patient(),
+                request,
+                send,
+            )
+            .await?
+            .value
+            .members)
+    }
+
+    /// Hands the lead to `node_id`, or to the voter whose log reaches farthest, and returns who leads then.
+    /// `Unknown`: read a status. With an id a repeat asks for the same end; without one it would pass the lead on once more,
+    /// and so is not made.
+    pub async fn transfer_leader(&self, node_id: Option<u64>) -> Result<u64, Failure> {
+        let request = v1::TransferLeaderRequest {
+            node_id: node_id.unwrap_or(0),
+        };
+        let send = |channel, request| async move {
+            ClusterServiceClient::new(channel)
+                .transfer_leader(request)
+                .await
+        };
+        let repeat = match node_id {
+            Some(_) => Repeat::DoubtingRefusals,
+            None => Repeat::Never,
+        };
+        Ok(self
+            .call("TransferLeader", repeat, self.patient(), request, send)
+            .await?
+            .value
+            .leader_id)
+    }
+
+    fn patient(&self) -> Budget {
+        let deadline = self.budget().deadline;
+        Budget {
+            deadline,
+            attempt: deadline,
+        }
     }
 }

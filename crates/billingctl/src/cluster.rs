@@ -16,6 +16,9 @@ use crate::{
     failure::{Problem, explain, nobody_answers, reason_of, somebody_listens},
 };
 
+/// Where a change of membership shows whose answer was lost.
+const WHO_BELONGS: &str = "see what became of it before repeating: billingctl cluster members";
+
 pub struct Cluster {
     client: Client,
     endpoints: Vec<String>,
@@ -257,6 +260,74 @@ impl Cluster {
     pub async fn allow_charges(&self, evidence: &str) -> Result<(), Problem> {
         self.told(self.client().await?.allow_charges(evidence).await)
             .await
+    }
+
+    /// As the leader sees it while it can be asked, else as whichever node answers.
+    pub async fn status(&self) -> Result<v1::GetStatusResponse, Problem> {
+        let any = self.told(self.client().await?.status().await).await?;
+        if any.role() == v1::NodeRole::Leader || any.leader_address.is_empty() {
+            return Ok(any);
+        }
+        Ok(self
+            .client
+            .status_of(&any.leader_address)
+            .await
+            .unwrap_or(any))
+    }
+
+    /// Where the leader's log ended when the node was added.
+    pub async fn add_learner(
+        &self,
+        node_id: u64,
+        client_address: &str,
+        raft_address: &str,
+    ) -> Result<u64, Problem> {
+        self.told(
+            self.client()
+                .await?
+                .add_learner(node_id, client_address, raft_address)
+                .await,
+        )
+        .await
+        .map_err(|problem| problem.look_at(WHO_BELONGS))
+    }
+
+    pub async fn promote_member(
+        &self,
+        node_id: u64,
+        replaces: Option<u64>,
+        allow_even: bool,
+    ) -> Result<Vec<v1::Member>, Problem> {
+        self.told(
+            self.client()
+                .await?
+                .promote_member(node_id, replaces, allow_even)
+                .await,
+        )
+        .await
+        .map_err(|problem| problem.look_at(WHO_BELONGS))
+    }
+
+    pub async fn remove_member(
+        &self,
+        node_id: u64,
+        allow_even: bool,
+    ) -> Result<Vec<v1::Member>, Problem> {
+        self.told(
+            self.client()
+                .await?
+                .remove_member(node_id, allow_even)
+                .await,
+        )
+        .await
+        .map_err(|problem| problem.look_at(WHO_BELONGS))
+    }
+
+    /// Who leads then.
+    pub async fn transfer_leader(&self, node_id: Option<u64>) -> Result<u64, Problem> {
+        self.told(self.client().await?.transfer_leader(node_id).await)
+            .await
+            .map_err(|problem| problem.look_at(WHO_BELONGS))
     }
 
     /// Records from `from_index` on (0: the oldest kept), `limit` at most (0: all).

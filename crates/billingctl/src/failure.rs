@@ -3,7 +3,7 @@
 
 use std::{io, time::Duration};
 
-use billing_core::Rejection;
+use billing_core::{MembershipReason, Rejection};
 use billing_env::Env;
 use billing_proto::Failure;
 use futures::{StreamExt, future::join_all, stream::FuturesUnordered};
@@ -77,6 +77,15 @@ impl Problem {
             what: what.into(),
             next: next.into(),
         })
+    }
+
+    /// The same, but where nobody can tell, `next` says where to look.
+    #[must_use]
+    pub fn look_at(self, next: &str) -> Problem {
+        match self {
+            Problem::Unknown(words) => Problem::unknown(words.what, next),
+            known => known,
+        }
     }
 
     pub fn exit(&self) -> Exit {
@@ -203,7 +212,35 @@ fn next_after(rejection: &Rejection) -> String {
             format!("billingctl cluster resume-provider {provider} --reason TEXT")
         }
         Rejection::Overloaded { .. } => "repeat later".to_owned(),
+        Rejection::IndexPurged { .. } => {
+            "see what stands: billingctl lease list; then watch from now on, without --from"
+                .to_owned()
+        }
+        Rejection::MembershipRefused { node, reason, .. } => membership_next(*node, *reason),
         _ => String::new(),
+    }
+}
+
+fn membership_next(node: u64, reason: MembershipReason) -> String {
+    match reason {
+        MembershipReason::IdUsed => {
+            "choose an id that no node ever had; `billingctl cluster members` shows those in use".to_owned()
+        }
+        MembershipReason::NotAMember | MembershipReason::WrongRole => {
+            "see who belongs and who votes: billingctl cluster members".to_owned()
+        }
+        MembershipReason::Lags => format!(
+            "wait until its lag is near 0 in `billingctl cluster members`, then repeat; a lag that does not shrink: is node {node} running?"
+        ),
+        MembershipReason::EvenVoters => {
+            "swap a voter (promote ID --replaces ID), or say --allow-even when one more change follows at once".to_owned()
+        }
+        MembershipReason::NoMajority => {
+            "nothing changed; bring the voters back that do not answer: billingctl cluster members".to_owned()
+        }
+        MembershipReason::InProgress => {
+            "one change at a time: look at `billingctl cluster members`, then repeat".to_owned()
+        }
     }
 }
 

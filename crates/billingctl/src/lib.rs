@@ -10,6 +10,7 @@ mod failure;
 mod invoices;
 mod output;
 mod progress;
+mod survey;
 
 use std::{
     ffi::OsString,

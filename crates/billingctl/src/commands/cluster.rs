@@ -2,7 +2,7 @@
 
 use futures::future::join_all;
 
-use super::Context;
+use super::{Context, members};
 use crate::{
     args::{Cluster as Verb, Format},
     failure::{Exit, IS_IT_RUNNING, Problem},
@@ -15,6 +15,13 @@ use crate::{
 pub async fn run(mut context: Context<'_, '_>, verb: Verb) -> Result<Exit, Problem> {
     let switched = match verb {
         Verb::Status => return status(context).await,
+        Verb::Members => return members::members(context).await,
+        Verb::Add(add) => return members::add(context, add).await,
+        Verb::Promote(promote) => return members::promote(context, promote).await,
+        Verb::Remove(remove) => return members::remove(context, remove).await,
+        Verb::TransferLeader { node_id } => {
+            return members::transfer_leader(context, node_id).await;
+        }
         Verb::AllowCharges { evidence } => {
             context.cluster.allow_charges(&evidence).await?;
             Switched {

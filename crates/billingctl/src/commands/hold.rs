@@ -9,12 +9,9 @@ use std::{io, os::unix::process::ExitStatusExt, process::ExitStatus, time::Durat
 
 use billing_client::{AcquireOptions, LeaseGuard, Loss, SessionOptions};
 use rustix::process::{Pid, Signal, kill_process, kill_process_group};
-use tokio::{
-    process::{Child, Command},
-    signal::unix::{SignalKind, signal},
-};
+use tokio::process::{Child, Command};
 
-use super::{Context, lease::holder_default};
+use super::{Context, lease::holder_default, signals::Signals};
 use crate::{
     args::Acquire,
     failure::{Exit, Problem},
@@ -30,12 +27,7 @@ const NOT_RUNNABLE: u8 = 126;
 const BY_SIGNAL: i32 = 128;
 
 pub async fn run(mut context: Context<'_, '_>, acquire: Acquire) -> Result<Exit, Problem> {
-    let mut signals = Signals::listen().map_err(|error| {
-        Problem::failed(
-            format!("cannot listen for signals: {error}"),
-            "nothing was acquired",
-        )
-    })?;
+    let mut signals = Signals::listen()?;
     let holder = acquire.holder.clone().unwrap_or_else(holder_default);
     // The lease lasts as long as its session, which the client keeps alive.
     let session = context
@@ -195,30 +187,5 @@ impl Running {
         } else {
             kill_process(pid, signal)
         };
-    }
-}
-
-/// The signals that ask us to end, and so the command.
-struct Signals {
-    interrupt: tokio::signal::unix::Signal,
-    terminate: tokio::signal::unix::Signal,
-    hang_up: tokio::signal::unix::Signal,
-}
-
-impl Signals {
-    fn listen() -> io::Result<Signals> {
-        Ok(Signals {
-            interrupt: signal(SignalKind::interrupt())?,
-            terminate: signal(SignalKind::terminate())?,
-            hang_up: signal(SignalKind::hangup())?,
-        })
-    }
-
-    async fn next(&mut self) -> Signal {
-        tokio::select! {
-            _ = self.interrupt.recv() => Signal::INT,
-            _ = self.terminate.recv() => Signal::TERM,
-            _ = self.hang_up.recv() => Signal::HUP,
-        }
     }
 }

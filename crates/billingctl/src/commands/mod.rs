@@ -7,6 +7,8 @@ mod completion;
 mod hold;
 mod invoice;
 mod lease;
+mod members;
+mod signals;
 mod submit;
 
 use billing_env::Env;

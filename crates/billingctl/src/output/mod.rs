@@ -5,6 +5,7 @@
 
 mod human;
 pub mod json;
+pub mod members;
 pub mod status;
 mod table;
 

@@ -1,9 +1,13 @@
 //! Decides how a command is written: names, flags, defaults and every word of `--help`. Never talks to a cluster.
 
+mod cluster;
+
 use std::{ffi::OsString, path::PathBuf, time::Duration};
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
+
+pub use cluster::{Add, Cluster, Promote, Remove};
 
 /// The three nodes that `make cluster` starts.
 pub const ENDPOINTS_DEFAULT: &str = "127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103";
@@ -50,7 +54,7 @@ pub struct Cli {
 pub struct Global {
     /// Nodes to ask, `host:port` separated by commas. Any node answers any call.
     #[arg(
-        long, global = true, value_name = "LIST", value_delimiter = ',', value_parser = endpoint,
+        long, global = true, value_name = "LIST", value_delimiter = ',', value_parser = host_port,
         env = "BILLINGCTL_ENDPOINTS", hide_env_values = true, default_value = ENDPOINTS_DEFAULT
     )]
     pub endpoints: Vec<String>,
@@ -377,37 +381,6 @@ pub enum Charge {
 }
 
 #[derive(Debug, Subcommand)]
-pub enum Cluster {
-    /// Ask every endpoint how it is, and show those that do not answer too.
-    ///
-    /// Ends with 2 unless every endpoint answered and all name the same leader.
-    Status,
-    /// Allow charging after a restore, or after a bootstrap that was not the first. Audited.
-    ///
-    /// Do this only after the longest time that a charge can be on its way, and after comparing the ledger with the
-    /// provider's books: what the ledger forgot could be charged again.
-    AllowCharges {
-        /// What was compared.
-        #[arg(long, value_name = "TEXT")]
-        evidence: String,
-    },
-    /// Refuse BeginCharge for one provider until it is resumed. Audited.
-    PauseProvider {
-        /// As in the terms of the charges: stripe, say.
-        provider: String,
-        #[command(flatten)]
-        reason: Reason,
-    },
-    /// Allow BeginCharge for a paused provider again. Audited.
-    ResumeProvider {
-        /// As in the terms of the charges: stripe, say.
-        provider: String,
-        #[command(flatten)]
-        reason: Reason,
-    },
-}
-
-#[derive(Debug, Subcommand)]
 pub enum Audit {
     /// Print audit records, oldest first.
     Read {
@@ -440,7 +413,7 @@ fn span(text: &str) -> Result<Duration, String> {
         .map_err(|error| format!("{error}; write a number and its unit: 500ms, 30s, 5m"))
 }
 
-fn endpoint(text: &str) -> Result<String, String> {
+fn host_port(text: &str) -> Result<String, String> {
     let text = text
         .trim()
         .trim_start_matches("http://")

@@ -1,0 +1,194 @@
+//! Leases as the script has them: granted, refused or lost by the invoice's id.
+
+use super::*;
+
+#[tonic::async_trait]
+impl LeaseService for Node {
+    async fn open_session(
+        &self,
+        request: Request<v1::OpenSessionRequest>,
+    ) -> Answer<v1::OpenSessionResponse> {
+        let v1::OpenSessionRequest {
+            session_id,
+            holder,
+            ttl_ms,
+        } = request.into_inner();
+        let session = v1::Session {
+            session_id,
+            holder,
+            ttl_ms,
+            expires_in_ms: ttl_ms,
+        };
+        Ok(Response::new(v1::OpenSessionResponse {
+            session: Some(session),
+        }))
+    }
+
+    type KeepAliveStream = BoxStream<'static, Result<v1::KeepAliveResponse, Status>>;
+
+    async fn keep_alive(
+        &self,
+        request: Request<Streaming<v1::KeepAliveRequest>>,
+    ) -> Answer<Self::KeepAliveStream> {
+        let end = self.script.sessions_end;
+        let answers = request.into_inner().map(move |request| {
+            let v1::KeepAliveRequest { tag, session_id } = request?;
+            if end {
+                let session = billing_core::SessionId::from_slice(&session_id).expect("16 bytes");
+                return Err(refused(&Rejection::SessionEnded { session }));
+            }
+            let session = v1::Session {
+                session_id,
+                holder: "ana".into(),
+                ttl_ms: 1_000,
+                expires_in_ms: 1_000,
+            };
+            Ok(v1::KeepAliveResponse {
+                tag,
+                result: Some(v1::keep_alive_response::Result::Session(session)),
+            })
+        });
+        Ok(Response::new(answers.boxed()))
+    }
+
+    async fn close_session(
+        &self,
+        _: Request<v1::CloseSessionRequest>,
+    ) -> Answer<v1::CloseSessionResponse> {
+        Ok(Response::new(v1::CloseSessionResponse { was_open: true }))
+    }
+
+    async fn acquire_lease(
+        &self,
+        request: Request<v1::AcquireLeaseRequest>,
+    ) -> Answer<v1::AcquireLeaseResponse> {
+        let request = request.into_inner();
+        provoked(&request.invoice_id)?;
+        let holder = if request.holder.is_empty() {
+            "ana@desk".to_owned()
+        } else {
+            request.holder
+        };
+        let lease = v1::Lease {
+            holder,
+            expires_in_ms: request.ttl_ms,
+            ..lease(&request.invoice_id)
+        };
+        let doubtful = request.invoice_id == "inv-doubt";
+        let open_attempt = doubtful.then(|| attempt(&request.invoice_id, v1::AttemptState::Open));
+        Ok(Response::new(v1::AcquireLeaseResponse {
+            lease: Some(lease),
+            open_attempt,
+        }))
+    }
+
+    async fn release_lease(
+        &self,
+        request: Request<v1::ReleaseLeaseRequest>,
+    ) -> Answer<v1::ReleaseLeaseResponse> {
+        let request = request.into_inner();
+        provoked(&request.invoice_id)?;
+        Ok(Response::new(v1::ReleaseLeaseResponse {
+            was_current: request.token == TOKEN,
+        }))
+    }
+
+    async fn renew_lease(
+        &self,
+        request: Request<v1::RenewLeaseRequest>,
+    ) -> Answer<v1::RenewLeaseResponse> {
+        let request = request.into_inner();
+        provoked(&request.invoice_id)?;
+        let lease = v1::Lease {
+            expires_in_ms: request.ttl_ms,
+            ..lease(&request.invoice_id)
+        };
+        Ok(Response::new(v1::RenewLeaseResponse { lease: Some(lease) }))
+    }
+
+    async fn acquire_leases(
+        &self,
+        _: Request<v1::AcquireLeasesRequest>,
+    ) -> Answer<v1::AcquireLeasesResponse> {
+        unscripted()
+    }
+    async fn release_leases(
+        &self,
+        _: Request<v1::ReleaseLeasesRequest>,
+    ) -> Answer<v1::ReleaseLeasesResponse> {
+        unscripted()
+    }
+    async fn renew_leases(
+        &self,
+        _: Request<v1::RenewLeasesRequest>,
+    ) -> Answer<v1::RenewLeasesResponse> {
+        unscripted()
+    }
+
+    async fn get_lease(
+        &self,
+        request: Request<v1::GetLeaseRequest>,
+    ) -> Answer<v1::GetLeaseResponse> {
+        let id = request.into_inner().invoice_id;
+        provoked(&id)?;
+        let lease = (id != "inv-free").then(|| lease(&id));
+        Ok(Response::new(v1::GetLeaseResponse {
+            lease,
+            applied_index: 4_711,
+            watch_index: 4_712,
+        }))
+    }
+
+    async fn list_leases(
+        &self,
+        request: Request<v1::ListLeasesRequest>,
+    ) -> Answer<v1::ListLeasesResponse> {
+        let request = request.into_inner();
+        let all = match request.holder.as_str() {
+            "nobody" => Vec::new(),
+            "mallory" => vec![v1::Lease {
+                holder: "mal\u{1b}[2Jlory".into(),
+                ..lease("inv-9")
+            }],
+            _ => vec![
+                lease("inv-7"),
+                v1::Lease {
+                    holder: "ben@backoffice".into(),
+                    ..lease("inv-8-rather-long")
+                },
+            ],
+        };
+        // One row a page: the pages are the reader's business.
+        let nth: usize = request.page_token.parse().unwrap_or(0);
+        let next_page_token = if nth + 1 < all.len() {
+            (nth + 1).to_string()
+        } else {
+            String::new()
+        };
+        let leases = all.into_iter().skip(nth).take(1).collect();
+        Ok(Response::new(v1::ListLeasesResponse {
+            leases,
+            next_page_token,
+            applied_index: 4_711,
+            watch_index: 4_712,
+        }))
+    }
+
+    type WatchLeasesStream = BoxStream<'static, Result<v1::WatchLeasesResponse, Status>>;
+
+    async fn watch_leases(
+        &self,
+        _: Request<v1::WatchLeasesRequest>,
+    ) -> Result<Response<Self::WatchLeasesStream>, Status> {
+        unscripted()
+    }
+
+    type PipelineStream = BoxStream<'static, Result<v1::PipelineResponse, Status>>;
+
+    async fn pipeline(
+        &self,
+        _: Request<Streaming<v1::PipelineRequest>>,
+    ) -> Result<Response<Self::PipelineStream>, Status> {
+        unscripted()
+    }
+}
