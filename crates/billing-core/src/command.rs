@@ -36,6 +36,7 @@ pub enum Command {
     AcquireLeases(Vec<AcquireLease>),
     RenewLeases(Vec<RenewLease>),
     ReleaseLeases(Vec<ReleaseLease>),
+    BootstrapWithin(BootstrapWithin),
 }
 
 /// The first command of a new log. Until it, everything else but Tick is refused.
@@ -45,6 +46,13 @@ pub struct Bootstrap {
     /// The operator says that nothing was ever charged under this ledger id. Otherwise charges wait for AllowCharges, and
     /// leases for the longest TTL.
     pub no_prior_charges: bool,
+}
+
+/// A [`Bootstrap`] of a ledger that knows no TTL above `ttl_max`, for good: so long do grants wait after a restore.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct BootstrapWithin {
+    pub bootstrap: Bootstrap,
+    pub ttl_max: TtlMs,
 }
 
 /// The first command after a backup was put back. Ends every session, moves the tokens beyond any that was granted since.

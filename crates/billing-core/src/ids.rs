@@ -251,6 +251,10 @@ bounded!(
     InFlightMs, u64, "terms.in_flight_max_ms", 0, IN_FLIGHT_MS_MAX, "0..=604800000"
 );
 
+impl TtlMs {
+    pub const MAX: Self = Self(TTL_MS_MAX);
+}
+
 impl Seq {
     /// An implicit session's only one.
     pub const FIRST: Self = Self(1);

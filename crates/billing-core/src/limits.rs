@@ -10,7 +10,7 @@ pub const KEY_BYTES_MAX: usize = 255; // What Stripe takes as an Idempotency-Key
 pub const KEY_SUFFIX: &str = ":confirm"; // The longest of `key:create`, `key:confirm`, `key:cancel`.
 
 pub const TTL_MS_MIN: u64 = 1_000; // Under a few heartbeats, no holder could keep a lease.
-pub const TTL_MS_MAX: u64 = 300_000; // Also how long grants wait after a restore.
+pub const TTL_MS_MAX: u64 = 300_000; // Also how long grants wait after a restore, unless the bootstrap chose less.
 pub const WAIT_MS_MAX: u64 = 300_000;
 pub const AMOUNT_MINOR_MAX: u64 = 1_000_000_000_000;
 pub const PRIORITY_MIN: i16 = -1_000;
@@ -45,13 +45,21 @@ pub const DOUBT_BACKOFF_MS_MAX: u64 = 3_600_000;
 
 pub const TICK_MS_MIN: u64 = 100;
 pub const TICK_MS_IDLE: u64 = 1_000; // While only deadlines pend that are no TTL.
-pub const TOKEN_JUMP: u64 = 1 << 40; // Restore and bootstrap: beyond any token that a lost log could have granted.
-pub const TOKEN_MS_SHIFT: u32 = 20; // ... and beyond unix ms << 20, should the backup be very old.
+// Restore and bootstrap move the tokens to unix ms << TOKEN_MS_SHIFT: fewer than 2^20 are granted in a millisecond, so that is
+// beyond any that a lost log granted, and a backup that is restored twice does not grant the same ones again. Where the clock
+// went back, last + TOKEN_JUMP. It is half a second of tokens, so that the clock overtakes it before a restored ledger may
+// grant at all (TTL_MS_MIN): a wider jump would give two restores of one young backup the same tokens.
+pub const TOKEN_MS_SHIFT: u32 = 20;
+pub const TOKEN_JUMP: u64 = 1 << 29;
 pub const FULL_CHECK_EVERY: u64 = 1_000; // Applies between two full checks of the invariants, in debug builds.
 
 const DAY_MS: u64 = 86_400_000;
 
 const _: () = assert!(TTL_MS_MIN < TTL_MS_MAX && PRIORITY_MIN < PRIORITY_MAX);
+const _: () = assert!(
+    TOKEN_JUMP >> TOKEN_MS_SHIFT < TTL_MS_MIN,
+    "the clock overtakes the jump"
+);
 const _: () = assert!(VALID_FOR_MS_MIN < VALID_FOR_MS_MAX && IN_FLIGHT_MS_MAX < VALID_FOR_MS_MAX);
 const _: () = assert!(
     RETRY_BACKOFF_MS_MIN < RETRY_BACKOFF_MS_MAX && DOUBT_BACKOFF_MS_MIN < DOUBT_BACKOFF_MS_MAX

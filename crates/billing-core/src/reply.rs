@@ -127,6 +127,37 @@ pub struct LeaseView {
     pub expires_in_ms: u64,
 }
 
+/// What a watcher hears: a lease was granted, or ended. Renewals are no events.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseEvent {
+    /// The audit record's: grows, and is the same on every replica.
+    pub index: u64,
+    pub kind: LeaseEventKind,
+    pub invoice: InvoiceId,
+    pub token: FencingToken,
+    pub holder: HolderId,
+    pub at: ClusterTime,
+    /// Why, in the audit log's words.
+    pub what: &'static str,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum LeaseEventKind {
+    Granted,
+    /// Released, expired, settled, forced, or its session ended.
+    Ended,
+}
+
+/// A page of [`LeaseEvent`]s.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct LeaseEvents {
+    pub events: Vec<LeaseEvent>,
+    /// What to ask for next: everything below was looked at.
+    pub next_index: u64,
+    /// Whoever asks for less has missed something.
+    pub oldest_index: u64,
+}
+
 /// A submitted sum.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Bill {

@@ -10,7 +10,7 @@ use crate::command::{Finality, Verdict};
 use crate::digest::write_canonical;
 use crate::ids::*;
 use crate::limits::AUDIT_CHUNK_RECORDS;
-use crate::reply::ReviewReason;
+use crate::reply::{LeaseEventKind, ReviewReason};
 
 pub type ChainHash = [u8; 32];
 
@@ -130,13 +130,19 @@ pub enum What {
         session: SessionId,
         holder: HolderId,
     },
-    Released,
-    LeaseExpired,
+    Released {
+        holder: HolderId,
+    },
+    LeaseExpired {
+        holder: HolderId,
+    },
     SessionLost {
         session: SessionId,
+        holder: HolderId,
     },
     ForceReleased {
         reason: Evidence,
+        holder: HolderId,
     },
     Submitted {
         customer: CustomerId,
@@ -186,9 +192,51 @@ pub enum What {
     },
     Paid,
     Failed,
+    /// With the settlement, cancellation or decision that stands before it.
+    LeaseEnded {
+        holder: HolderId,
+    },
 }
 
 impl What {
+    /// Whose lease was granted or ended; None: no lease was. Every grant and every end of a lease is a record of its own.
+    #[must_use]
+    pub fn lease(&self) -> Option<(LeaseEventKind, &HolderId)> {
+        match self {
+            Self::Acquired { holder, .. } => Some((LeaseEventKind::Granted, holder)),
+            Self::Released { holder }
+            | Self::LeaseExpired { holder }
+            | Self::SessionLost { holder, .. }
+            | Self::ForceReleased { holder, .. }
+            | Self::LeaseEnded { holder } => Some((LeaseEventKind::Ended, holder)),
+            Self::Bootstrapped { .. }
+            | Self::Restored { .. }
+            | Self::ChargesAllowed { .. }
+            | Self::ProviderPaused { .. }
+            | Self::ProviderResumed { .. }
+            | Self::SessionOpened { .. }
+            | Self::SessionClosed { .. }
+            | Self::SessionExpired { .. }
+            | Self::Submitted { .. }
+            | Self::InvoiceCancelled { .. }
+            | Self::Requeued { .. }
+            | Self::Begun
+            | Self::TakenOver
+            | Self::ObjectAttached { .. }
+            | Self::Charged { .. }
+            | Self::Declined { .. }
+            | Self::LookedUpNone { .. }
+            | Self::ObjectCancelled { .. }
+            | Self::Pending { .. }
+            | Self::Unknown { .. }
+            | Self::Resolved { .. }
+            | Self::WaitingEnded
+            | Self::PutInReview { .. }
+            | Self::Paid
+            | Self::Failed => None,
+        }
+    }
+
     /// The participle alone.
     #[must_use]
     pub fn word(&self) -> &'static str {
@@ -202,8 +250,8 @@ impl What {
             Self::SessionClosed { .. } => "session closed",
             Self::SessionExpired { .. } => "session expired",
             Self::Acquired { .. } => "acquired",
-            Self::Released => "released",
-            Self::LeaseExpired => "lease expired",
+            Self::Released { .. } => "released",
+            Self::LeaseExpired { .. } => "lease expired",
             Self::SessionLost { .. } => "lease ended with its session",
             Self::ForceReleased { .. } => "force-released",
             Self::Submitted { .. } => "submitted",
@@ -223,6 +271,7 @@ impl What {
             Self::PutInReview { .. } => "put in review",
             Self::Paid => "paid",
             Self::Failed => "failed",
+            Self::LeaseEnded { .. } => "lease ended",
         }
     }
 
@@ -238,17 +287,22 @@ impl What {
                 ledger_id,
                 no_prior_charges: false,
             } => ledger_id.to_string(),
-            Self::Restored { reason } | Self::ForceReleased { reason } => reason.to_string(),
+            Self::Restored { reason } => reason.to_string(),
+            Self::ForceReleased { reason, holder } => format!("held by {holder}: {reason}"),
             Self::ChargesAllowed { evidence } => evidence.to_string(),
             Self::ProviderPaused { provider, reason }
             | Self::ProviderResumed { provider, reason } => {
                 format!("{provider}: {reason}")
             }
             Self::SessionOpened { session, holder } => format!("{session} by {holder}"),
-            Self::SessionClosed { session }
-            | Self::SessionExpired { session }
-            | Self::SessionLost { session } => session.to_string(),
-            Self::Acquired { holder, .. } => format!("by {holder}"),
+            Self::SessionClosed { session } | Self::SessionExpired { session } => {
+                session.to_string()
+            }
+            Self::SessionLost { session, holder } => format!("{session} by {holder}"),
+            Self::Acquired { holder, .. } | Self::Released { holder } => format!("by {holder}"),
+            Self::LeaseExpired { holder } | Self::LeaseEnded { holder } => {
+                format!("held by {holder}")
+            }
             Self::Submitted {
                 customer,
                 amount,
@@ -288,13 +342,9 @@ impl What {
                 evidence,
             } => format!("not charged: {evidence}"),
             Self::PutInReview { reason } => reason.to_string(),
-            Self::Released
-            | Self::LeaseExpired
-            | Self::Begun
-            | Self::TakenOver
-            | Self::WaitingEnded
-            | Self::Paid
-            | Self::Failed => String::new(),
+            Self::Begun | Self::TakenOver | Self::WaitingEnded | Self::Paid | Self::Failed => {
+                String::new()
+            }
         }
     }
 }

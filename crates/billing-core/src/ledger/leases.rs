@@ -14,8 +14,23 @@ pub(super) enum LeaseEnd {
     OwnTtlExpired,
     Released,
     Forced(Evidence),
-    /// Another audit record says it already: a settlement, a cancellation, a restore.
+    /// The audit record before says why: a settlement, a cancellation, a person's decision.
     WithIt,
+}
+
+impl LeaseEnd {
+    fn audited(&self, session: SessionId, holder: HolderId) -> What {
+        match self {
+            Self::SessionExpired | Self::SessionClosed => What::SessionLost { session, holder },
+            Self::OwnTtlExpired => What::LeaseExpired { holder },
+            Self::Released => What::Released { holder },
+            Self::Forced(reason) => What::ForceReleased {
+                reason: reason.clone(),
+                holder,
+            },
+            Self::WithIt => What::LeaseEnded { holder },
+        }
+    }
 }
 
 /// What the invoice has for a request.
@@ -26,6 +41,10 @@ enum Place {
 
 impl Ledger {
     pub(super) fn acquire(&mut self, acquire: &AcquireLease) -> Result<Reply, Rejection> {
+        self.check_ttl(match &acquire.requester {
+            Requester::Session { ttl, .. } => *ttl,
+            Requester::Implicit { ttl, .. } => Some(*ttl),
+        })?;
         match &acquire.requester {
             Requester::Session {
                 session,
@@ -352,6 +371,7 @@ impl Ledger {
     }
 
     pub(super) fn renew(&mut self, renew: &RenewLease) -> Result<Reply, Rejection> {
+        self.check_ttl(renew.ttl)?;
         let now = self.scalars.now;
         let ended = || Rejection::LeaseEnded {
             invoice: renew.invoice.clone(),
@@ -484,28 +504,12 @@ impl Ledger {
         let (now, config) = (self.scalars.now, self.config.clone());
         let invoice = self.invoice_mut(id)?;
         let lease = invoice.lease.take()?;
-        let (what, expired) = match how {
-            LeaseEnd::SessionExpired => (
-                Some(What::SessionLost {
-                    session: lease.session,
-                }),
-                true,
-            ),
-            LeaseEnd::SessionClosed => (
-                Some(What::SessionLost {
-                    session: lease.session,
-                }),
-                false,
-            ),
-            LeaseEnd::OwnTtlExpired => (Some(What::LeaseExpired), true),
-            LeaseEnd::Released => (Some(What::Released), false),
-            LeaseEnd::Forced(reason) => (
-                Some(What::ForceReleased {
-                    reason: reason.clone(),
-                }),
-                false,
-            ),
-            LeaseEnd::WithIt => (None, false),
+        let expired = match how {
+            LeaseEnd::SessionExpired | LeaseEnd::OwnTtlExpired => true,
+            LeaseEnd::SessionClosed
+            | LeaseEnd::Released
+            | LeaseEnd::Forced(_)
+            | LeaseEnd::WithIt => false,
         };
         invoice.last_expired = expired;
         // The provider's time may have passed while the lease stood: then it is merely in doubt.
@@ -525,8 +529,8 @@ impl Ledger {
         }
         if let Some(session) = self.session_mut(lease.session) {
             session.leases.remove(id);
-        }
-        if let Some(what) = what {
+            let holder = session.holder.clone();
+            let what = how.audited(lease.session, holder);
             self.note(what, Some(id), lease.token, number);
         }
         self.turn.freed.push(id.clone());

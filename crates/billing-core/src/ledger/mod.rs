@@ -38,6 +38,9 @@ pub use snapshot::BadSnapshot;
 /// Bounds and back-offs that a test may want smaller. Part of the state: equal on every replica, carried by snapshots.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Config {
+    /// The longest TTL that is granted. Chosen at the bootstrap, for good: a restore waits until all that a lost log granted
+    /// has ended, and no later session may outlast that.
+    pub ttl_max: TtlMs,
     pub answers_kept_max: usize,
     pub leases_per_session_max: usize,
     pub waiters_per_invoice_max: usize,
@@ -55,6 +58,7 @@ pub struct Config {
 impl Default for Config {
     fn default() -> Self {
         Self {
+            ttl_max: TtlMs::MAX,
             answers_kept_max: ANSWERS_KEPT_MAX,
             leases_per_session_max: LEASES_PER_SESSION_MAX,
             waiters_per_invoice_max: WAITERS_PER_INVOICE_MAX,
@@ -223,13 +227,10 @@ impl Ledger {
     }
 
     fn run(&mut self, command: &Command) -> Result<Reply, Rejection> {
-        if self.scalars.ledger_id.is_none()
-            && !matches!(command, Command::Bootstrap(_) | Command::Tick)
-        {
-            return Err(Rejection::NotBootstrapped);
-        }
+        self.in_service(command)?;
         match command {
             Command::Bootstrap(bootstrap) => self.bootstrap(bootstrap),
+            Command::BootstrapWithin(within) => self.bootstrap_within(within),
             Command::Restore(restore) => self.restore(restore),
             Command::OpenSession(open) => self.open_session(open),
             Command::KeepAlive(keep) => self.keep_alive(keep),
@@ -443,6 +444,7 @@ fn early(command: &Command) -> Early {
         Command::OpenSession(open) => Early::OpenOrClose(open.session),
         Command::CloseSession(close) => Early::OpenOrClose(close.session),
         Command::Bootstrap(_)
+        | Command::BootstrapWithin(_)
         | Command::Restore(_)
         | Command::AcquireLease(_)
         | Command::WithdrawWaiter(_)

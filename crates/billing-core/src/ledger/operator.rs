@@ -3,10 +3,67 @@
 
 use super::leases::LeaseEnd;
 use super::*;
-use crate::command::{AllowCharges, Bootstrap, ForceRelease, PauseProvider, Restore};
+use crate::command::{
+    AllowCharges, Bootstrap, BootstrapWithin, ForceRelease, PauseProvider, Restore,
+};
 use crate::rejection::Bound;
 
+/// No cluster time reaches it: what a restored ledger waits for is the command, not a moment.
+const GRANTS_NEVER: ClusterTime = ClusterTime(u64::MAX);
+
 impl Ledger {
+    /// Makes of a backup's ledger one that awaits [`Command::Restore`]: until that is applied nothing but time is taken. To
+    /// be called on every replica alike, before its first apply.
+    pub fn await_restore(&mut self) {
+        self.scalars.charges_allowed = false;
+        self.scalars.grants_from = GRANTS_NEVER;
+    }
+
+    /// Whether [`Ledger::await_restore`] was called and [`Command::Restore`] was not applied since.
+    #[must_use]
+    pub fn awaits_restore(&self) -> bool {
+        self.scalars.grants_from == GRANTS_NEVER
+    }
+
+    /// Refuses what may not be the first command of a new ledger, or of one that was put back.
+    pub(super) fn in_service(&self, command: &Command) -> Result<(), Rejection> {
+        let new = self.scalars.ledger_id.is_none();
+        let allowed = match command {
+            Command::Tick => true,
+            Command::Bootstrap(_) | Command::BootstrapWithin(_) => true, // Refused by itself the second time.
+            Command::Restore(_) => !new,
+            _ => !new && !self.awaits_restore(),
+        };
+        if allowed {
+            Ok(())
+        } else {
+            Err(Rejection::NotBootstrapped)
+        }
+    }
+
+    pub(super) fn bootstrap_within(
+        &mut self,
+        within: &BootstrapWithin,
+    ) -> Result<Reply, Rejection> {
+        if self.scalars.ledger_id.is_none() {
+            self.config.ttl_max = within.ttl_max;
+        }
+        self.bootstrap(&within.bootstrap)
+    }
+
+    /// Refuses a TTL that would outlast the wait after a restore.
+    pub(super) fn check_ttl(&self, ttl: Option<TtlMs>) -> Result<(), Rejection> {
+        let max = self.config.ttl_max;
+        match ttl {
+            Some(ttl) if ttl > max => Err(Rejection::InvalidArgument {
+                field: "ttl_ms".into(),
+                bound: format!("at most {max}, the longest that this ledger was founded with")
+                    .into(),
+            }),
+            Some(_) | None => Ok(()),
+        }
+    }
+
     pub(super) fn bootstrap(&mut self, bootstrap: &Bootstrap) -> Result<Reply, Rejection> {
         if let Some(ledger_id) = &self.scalars.ledger_id {
             return Err(Rejection::AlreadyBootstrapped {
@@ -18,7 +75,7 @@ impl Ledger {
         self.scalars.charges_allowed = bootstrap.no_prior_charges;
         self.scalars.grants_from = match bootstrap.no_prior_charges {
             true => self.scalars.now,
-            false => self.scalars.now.plus(TTL_MS_MAX),
+            false => self.scalars.now.plus(self.config.ttl_max.get()),
         };
         let (ledger_id, no_prior_charges) =
             (bootstrap.ledger_id.clone(), bootstrap.no_prior_charges);
@@ -54,7 +111,7 @@ impl Ledger {
         );
         self.jump_tokens();
         self.scalars.charges_allowed = false;
-        self.scalars.grants_from = self.scalars.now.plus(TTL_MS_MAX);
+        self.scalars.grants_from = self.scalars.now.plus(self.config.ttl_max.get());
         let sessions: Vec<SessionId> = self.sessions.iter().map(|(id, _)| *id).collect();
         for session in &sessions {
             self.leave_queues(*session);

@@ -3,7 +3,7 @@
 use super::audit::ChainHash;
 use super::state::Phase;
 use super::*;
-use crate::reply::{Bill, ChargeAttempt, InvoiceView, LeaseView};
+use crate::reply::{Bill, ChargeAttempt, InvoiceView, LeaseEvent, LeaseEvents, LeaseView};
 
 impl Ledger {
     #[must_use]
@@ -199,6 +199,42 @@ impl Ledger {
     #[must_use]
     pub fn audit_first_index(&self) -> u64 {
         self.audit.first_index()
+    }
+
+    /// Grants and ends of leases among the next `max` audit records from `from` on, in their order. `from` above the newest
+    /// record: none yet, and `next_index` is `from`.
+    ///
+    /// # Errors
+    /// [`Rejection::IndexPurged`] when the record at `from` is no longer kept (0 never was): what is missed cannot be told.
+    pub fn lease_events(&self, from: u64, max: usize) -> Result<LeaseEvents, Rejection> {
+        let oldest_index = self.audit.first_index();
+        if from < oldest_index {
+            return Err(Rejection::IndexPurged {
+                requested: from,
+                oldest: oldest_index,
+            });
+        }
+        let mut next_index = from;
+        let mut events = Vec::new();
+        for record in self.audit.from(from).take(max) {
+            next_index = record.index + 1;
+            if let (Some((kind, holder)), Some(invoice)) = (record.what.lease(), &record.invoice) {
+                events.push(LeaseEvent {
+                    index: record.index,
+                    kind,
+                    invoice: invoice.clone(),
+                    token: record.token,
+                    holder: holder.clone(),
+                    at: record.at,
+                    what: record.what.word(),
+                });
+            }
+        }
+        Ok(LeaseEvents {
+            events,
+            next_index,
+            oldest_index,
+        })
     }
 
     /// The next moment at which time alone would change something, in ms from now; None: nothing pends.

@@ -25,6 +25,7 @@ impl Ledger {
             }
             return Ok(self.extend_session(open.session));
         }
+        self.check_ttl(Some(open.ttl))?;
         self.room_for_session()?;
         self.insert_session(open.session, open.holder.clone(), open.ttl, false);
         self.note(
@@ -84,6 +85,9 @@ impl Ledger {
 
     /// Why this session cannot be kept alive; judged at the time before the batch when the batch begins.
     pub(super) fn keep_alive_refused(&self, id: SessionId) -> Option<Rejection> {
+        if self.awaits_restore() {
+            return Some(Rejection::NotBootstrapped);
+        }
         if self.scalars.ledger_id.is_none() {
             return Some(Rejection::NotBootstrapped);
         }

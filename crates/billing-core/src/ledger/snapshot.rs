@@ -8,8 +8,10 @@ use super::audit::{AuditSaved, BrokenChain};
 use super::state::{Answer, Ask, Waiter};
 use super::*;
 
-/// 1, 2026-11-22: the first. An older binary refuses a newer one.
-const FORMAT: u16 = 1;
+/// An older binary refuses a newer one.
+/// - 1, 2026-11-22: before the first release; no longer read.
+/// - 2, 2026-11-22: the longest TTL is part of the configuration.
+const FORMAT: u16 = 2;
 
 /// Why bytes did not become a ledger.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
@@ -63,7 +65,9 @@ impl TryFrom<u16> for Format {
     fn try_from(found: u16) -> Result<Self, BadSnapshot> {
         match found {
             FORMAT => Ok(Self),
-            0 => Err(BadSnapshot::Torn("format 0 was never written".into())),
+            0 | 1 => Err(BadSnapshot::Torn(format!(
+                "format {found} was never released"
+            ))),
             _ => Err(BadSnapshot::NewerFormat {
                 found,
                 known: FORMAT,

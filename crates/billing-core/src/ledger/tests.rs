@@ -349,14 +349,14 @@ fn a_damaged_snapshot_is_an_error_whatever_bit_was_flipped_and_wherever_it_was_c
 #[test]
 fn a_snapshot_of_a_newer_format_says_what_to_do() {
     let mut newer = bytes(&busy());
-    assert_eq!(newer[0], 1, "the format comes first");
-    newer[0] = 2;
+    assert_eq!(newer[0], 2, "the format comes first");
+    newer[0] = 3;
     let format = postcard::from_bytes::<(snapshot::Format,)>(&newer);
     assert!(format.is_err());
-    let refused = snapshot::Format::try_from(2).map_err(|refused| refused.to_string());
+    let refused = snapshot::Format::try_from(3).map_err(|refused| refused.to_string());
     assert_eq!(
         refused.err().as_deref(),
-        Some("the snapshot has format 2, this binary reads up to 1: use a newer binary")
+        Some("the snapshot has format 3, this binary reads up to 2: use a newer binary")
     );
 }
 

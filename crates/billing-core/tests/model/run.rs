@@ -1,7 +1,7 @@
 //! One seed: draws a profile, drives two ledgers and the model through the same log, and compares after every entry. One of
 //! the ledgers goes through a snapshot now and then (I7).
 
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use billing_core::*;
@@ -58,6 +58,9 @@ struct Run {
     snapshot_at: u64,
     audited: u64,
     audit_head: ChainHash,
+    /// What a watcher believes: who holds what, from nothing but the events.
+    watched: BTreeMap<InvoiceId, (FencingToken, HolderId)>,
+    watch_next: u64,
     tally: Tally,
 }
 
@@ -111,6 +114,8 @@ pub fn run(seed: u64, commands: u64, watch: Watch) -> Result<(u64, Tally), Broke
         snapshot_at: SNAPSHOT_EVERY,
         audited: 0,
         audit_head: CHAIN_START,
+        watched: BTreeMap::new(),
+        watch_next: 1,
         tally: Tally::default(),
         dice,
     };
@@ -399,6 +404,7 @@ impl Run {
             self.model
                 .check_view(id, self.ledger.invoice_view(id).as_ref())?;
         }
+        self.watch_leases()?;
         if self.ledger.state_hash() != self.replica.state_hash() {
             return Err("I7: a replica has another state hash".into());
         }
@@ -417,6 +423,42 @@ impl Run {
                 verify_chain(&records, anchor).map_err(|broken| broken.to_string())?;
             self.audited += records.len() as u64;
         }
+    }
+
+    /// Whoever follows the events knows every lease that stands, without having asked for one.
+    fn watch_leases(&mut self) -> Result<(), String> {
+        loop {
+            let page = self.dice.between(1, 60) as usize;
+            let heard = self.ledger.lease_events(self.watch_next, page);
+            let heard = heard.map_err(|refused| format!("watch: {refused}"))?;
+            for event in heard.events {
+                let before = match event.kind {
+                    LeaseEventKind::Granted => self
+                        .watched
+                        .insert(event.invoice.clone(), (event.token, event.holder.clone())),
+                    LeaseEventKind::Ended => self.watched.remove(&event.invoice),
+                };
+                let fits = match event.kind {
+                    LeaseEventKind::Granted => before.is_none(),
+                    LeaseEventKind::Ended => before == Some((event.token, event.holder.clone())),
+                };
+                if !fits {
+                    return Err(format!("watch: {event:?} after {before:?}"));
+                }
+            }
+            if heard.next_index == self.watch_next {
+                break;
+            }
+            self.watch_next = heard.next_index;
+        }
+        let standing = self.ledger.leases(None, limits::PAGE_MAX);
+        let standing = standing
+            .into_iter()
+            .map(|lease| (lease.invoice, (lease.token, lease.holder)));
+        if !standing.eq(self.watched.clone()) {
+            return Err(format!("watch: believed are {:?}", self.watched));
+        }
+        Ok(())
     }
 
     /// The second ledger is written down and read back.

@@ -110,6 +110,7 @@ impl Tally {
 fn asked(command: &Command) -> &'static str {
     match command {
         Command::Bootstrap(_) => "bootstrap",
+        Command::BootstrapWithin(_) => "bootstrap within a TTL",
         Command::Restore(_) => "restore",
         Command::OpenSession(_) => "open session",
         Command::KeepAlive(_) => "keep alive",

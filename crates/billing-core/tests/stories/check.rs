@@ -85,9 +85,10 @@ impl Play {
                 self.base = ClusterTime(ms(base));
                 self.since_ms = self.now_ms;
             }
-            ["look", "at", ..] | ["time", "is", ..] | ["ticks", ..] => {
+            ["look", "at", ..] | ["time", "is", ..] | ["ticks", ..] | ["events", "from", ..] => {
                 let (_, expected) = split(command);
                 let seen = match words[1] {
+                    "from" => self.events(words[2]),
                     "at" => self.look(words[2]),
                     "is" => format!("{} ms", self.ledger.now().0),
                     _ => self
@@ -179,6 +180,25 @@ impl Play {
             seen += &format!(", next try in {} ms", view.next_try_in_ms);
         }
         seen
+    }
+
+    /// What a watcher hears from the nth record after the bootstrap's on.
+    fn events(&self, from: &str) -> String {
+        let from: u64 = from.parse().expect("an index");
+        match self.ledger.lease_events(from + 1, 100) {
+            Ok(heard) => {
+                let each: Vec<String> = heard
+                    .events
+                    .iter()
+                    .map(|event| {
+                        let token = event.token.0 - self.base_token;
+                        format!("{} {} {token} {}", event.what, event.invoice, event.holder)
+                    })
+                    .collect();
+                format!("[{}], next {}", each.join("; "), heard.next_index - 1)
+            }
+            Err(refused) => format!("refused: {refused}"),
+        }
     }
 
     /// A result as the story writes it.
@@ -312,10 +332,18 @@ impl Play {
         let second = rest.get(1).copied().unwrap_or("");
         let command = match rest.first().copied().unwrap_or(who) {
             "tick" => Command::Tick,
-            "bootstraps" => Command::Bootstrap(Bootstrap {
-                ledger_id: LedgerId::new(second).unwrap(),
-                no_prior_charges: has("prior"),
-            }),
+            "bootstraps" => {
+                let bootstrap = Bootstrap {
+                    ledger_id: LedgerId::new(second).unwrap(),
+                    no_prior_charges: has("prior"),
+                };
+                match ttl {
+                    Some(ttl_max) => {
+                        Command::BootstrapWithin(BootstrapWithin { bootstrap, ttl_max })
+                    }
+                    None => Command::Bootstrap(bootstrap),
+                }
+            }
             "restores" => Command::Restore(Restore { reason: evidence() }),
             "allows" => Command::AllowCharges(AllowCharges {
                 evidence: evidence(),

@@ -196,3 +196,36 @@ fn leases_of_one_session_have_a_bound() {
          0s  ana claims 5 as 4                => refused: overloaded: more than 2 leases in one session
     ");
 }
+
+#[test]
+fn a_watcher_hears_every_grant_and_every_end_and_by_whom() {
+    check("
+         0s  ana opens a session for 10s      => session for 10000 ms
+         0s  ana acquires inv-1 as 1          => token 1
+         0s  ana acquires inv-2 as 2 for 5s   => token 2
+         0s  op submits inv-3                 => submitted
+         0s  ana acquires inv-3 as 3          => token 3
+         0s  ana acquires inv-4 as 4          => token 4
+         0s  ben acquires inv-5 for 20s       => token 5
+         0s  events from 1                    => [acquired inv-1 1 ana; acquired inv-2 2 ana; acquired inv-3 3 ana; acquired inv-4 4 ana; acquired inv-5 5 ben], next 8
+         1s  ana releases inv-1 with token 1  => released
+         2s  op forces inv-5                  => forced, PENDING
+         3s  op cancels inv-3                 => CANCELLED
+         4s  events from 8                    => [released inv-1 1 ana; force-released inv-5 5 ben; lease ended inv-3 3 ana], next 12
+        20s  tick                             => done
+        20s  events from 12                   => [lease ended with its session inv-2 2 ana; lease ended with its session inv-4 4 ana], next 15
+        20s  events from 15                   => [], next 15
+        20s  events from 99                   => [], next 99
+    ");
+}
+
+#[test]
+fn a_settlement_ends_the_lease_for_its_watchers_too() {
+    check("
+         0s  op submits inv-1                 => submitted
+         0s  ana acquires inv-1 for 60s       => token 1
+         1s  ana begins inv-1 with token 1    => L.1.inv-1 within 3600000 ms
+         2s  ana settles inv-1/1 charged ch-1 with token 1 => PAID
+         2s  events from 1                    => [acquired inv-1 1 ana; lease ended inv-1 1 ana], next 7
+    ");
+}

@@ -42,14 +42,29 @@ fn after_a_restore_nothing_begins_or_continues_until_charges_are_allowed() {
          1s  look at inv-1                    => IN_DOUBT, attempt 1 Open, next try in 1000 ms
          1s  ana begins inv-1 with token 1    => refused: the lease on inv-1 with token 1 has ended
          2s  cas acquires inv-2 for 60s       => refused: no lease is granted for another 299000 ms after a bootstrap or restore
-       301s  cas acquires inv-2 for 60s       => token 1099511627778
-       301s  cas begins inv-2 with token 1099511627778 => refused: charges are not allowed since a bootstrap or restore: compare with the provider's books, then AllowCharges
-       302s  dan acquires inv-1 for 60s       => token 1099511627779, attempt 1 Open
-       302s  dan begins inv-1 with token 1099511627779 => refused: charges are not allowed since a bootstrap or restore: compare with the provider's books, then AllowCharges
+       301s  cas acquires inv-2 for 60s       => token 1048576001
+       301s  cas begins inv-2 with token 1048576001 => refused: charges are not allowed since a bootstrap or restore: compare with the provider's books, then AllowCharges
+       302s  dan acquires inv-1 for 60s       => token 1048576002, attempt 1 Open
+       302s  dan begins inv-1 with token 1048576002 => refused: charges are not allowed since a bootstrap or restore: compare with the provider's books, then AllowCharges
        303s  op allows charges                => done
        303s  op allows charges                => done
-       303s  cas begins inv-2 with token 1099511627778 => L.1.inv-2 within 3600000 ms
-       303s  dan begins inv-1 with token 1099511627779 => L.1.inv-1 within 3297000 ms, taken over
+       303s  cas begins inv-2 with token 1048576001 => L.1.inv-2 within 3600000 ms
+       303s  dan begins inv-1 with token 1048576002 => L.1.inv-1 within 3297000 ms, taken over
+    ");
+}
+
+#[test]
+fn a_shorter_longest_ttl_is_kept_by_everybody_and_is_what_a_restore_waits_for() {
+    check("
+         0s  op bootstraps L no prior charges for 5s => bootstrapped L
+         0s  op bootstraps L no prior charges for 9s => refused: the ledger is bootstrapped already, as L
+         0s  op submits inv-7                 => submitted
+         0s  ana opens a session for 6s       => refused: ttl_ms must be at most 5000, the longest that this ledger was founded with
+         0s  ana opens a session for 5s       => session for 5000 ms
+         0s  ana acquires inv-7 as 1 for 6s   => refused: ttl_ms must be at most 5000, the longest that this ledger was founded with
+         0s  ben acquires inv-7 for 6s        => refused: ttl_ms must be at most 5000, the longest that this ledger was founded with
+         1s  op restores                      => restored L
+         2s  ben acquires inv-7 for 5s        => refused: no lease is granted for another 4000 ms after a bootstrap or restore
     ");
 }
 

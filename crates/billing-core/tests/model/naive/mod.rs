@@ -333,6 +333,7 @@ impl Model {
         }
         match command {
             Command::Bootstrap(bootstrap) => self.bootstrap(bootstrap),
+            Command::BootstrapWithin(_) => unreachable!("a story tells it"),
             Command::Restore(_) => self.restore(),
             Command::OpenSession(open) => self.open_session(open),
             Command::KeepAlive(keep) => self.keep_alive(keep),
