@@ -57,7 +57,7 @@ fn restore() -> Command {
 }
 
 /// Puts `backup` back at `at_ms` and lives until something is granted.
-fn second_life(backup: &Ledger, at_ms: u64) -> (Ledger, FencingToken) {
+fn second_life(backup: &Ledger, at_ms: u64, request: u8) -> (Ledger, FencingToken) {
     let mut ledger = backup.clone();
     ledger.await_restore();
     apply(&mut ledger, at_ms, restore()).expect("restored");
@@ -67,7 +67,7 @@ fn second_life(backup: &Ledger, at_ms: u64) -> (Ledger, FencingToken) {
         apply(&mut ledger, at_ms + 1_000, Command::Tick).expect("time");
         waited = ledger.grants_in_ms();
     }
-    let granted = token(apply(&mut ledger, at_ms + 1_000, acquire(2)));
+    let granted = token(apply(&mut ledger, at_ms + 1_000, acquire(request)));
     (ledger, granted)
 }
 
@@ -111,14 +111,14 @@ fn a_backup_that_is_put_back_twice_grants_no_token_twice() {
     let (backup, first) = founded();
     // At once, after a second, after an hour: the second life begins when the first one has granted something.
     for lost_after_ms in [10, 1_000, 3_600_000] {
-        let (one, granted) = second_life(&backup, lost_after_ms);
+        let (one, granted) = second_life(&backup, lost_after_ms, 2);
         assert!(granted > first);
-        let (_, again) = second_life(&backup, lost_after_ms + 1_001);
+        let (_, again) = second_life(&backup, lost_after_ms + 1_001, 2);
         assert!(
             again > granted,
             "lost after {lost_after_ms} ms: {again} came before as {granted}"
         );
-        let (_, nested) = second_life(&one, lost_after_ms + 1_002);
+        let (_, nested) = second_life(&one, lost_after_ms + 1_002, 3);
         assert!(nested > granted);
     }
 }
