@@ -400,13 +400,13 @@ async fn serve(
                 biased;
                 first = inbox.recv() => first,
                 () = clock.sleep(wait) => {
-                    writer.sync_high().await?;
+                    writer.rest().await?;
                     continue;
                 }
             },
         };
         let Some(first) = first else {
-            return writer.sync_high().await;
+            return writer.rest().await;
         };
         let mut ops = vec![first];
         while let Ok(op) = inbox.try_recv() {

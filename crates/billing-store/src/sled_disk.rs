@@ -113,17 +113,25 @@ impl Medium for SledMedium {
     }
 
     fn apply(&mut self, batch: Batch) -> Result<(), StoreError> {
-        let mut changes = sled::Batch::default();
-        for (key, value) in batch {
-            match value {
-                Some(value) => changes.insert(key, value),
-                None => changes.remove(key),
+        let db = &self.pages.db;
+        // One record is atomic by itself. A batch of sled's has a manifest, which costs a second write and, with it, a second
+        // round through sled's threads.
+        let lone = (batch.len() == 1)
+            .then(|| batch.first_key_value())
+            .flatten();
+        let applied = if let Some((key, Some(value))) = lone {
+            db.insert(key, value.as_slice()).map(drop)
+        } else {
+            let mut changes = sled::Batch::default();
+            for (key, value) in batch {
+                match value {
+                    Some(value) => changes.insert(key, value),
+                    None => changes.remove(key),
+                }
             }
-        }
-        self.pages
-            .db
-            .apply_batch(changes)
-            .map_err(|error| sled_error("writing", &self.raw_path, error))
+            db.apply_batch(changes)
+        };
+        applied.map_err(|error| sled_error("writing", &self.raw_path, error))
     }
 
     async fn sync(&mut self) -> Result<(), StoreError> {
@@ -401,13 +409,13 @@ fn serve(writer: &mut Writer<SledMedium>, inbox: &Receiver<Op>) -> Result<(), St
                 Ok(op) => Some(op),
                 Err(RecvTimeoutError::Disconnected) => None,
                 Err(RecvTimeoutError::Timeout) => {
-                    now_or_never(writer.sync_high())?;
+                    now_or_never(writer.rest())?;
                     continue;
                 }
             },
         };
         let Some(first) = first else {
-            return now_or_never(writer.sync_high()); // Dropped without `close`: all that was queued is durable.
+            return now_or_never(writer.rest()); // Dropped without `close`: all that was queued is durable.
         };
         let ops = std::iter::once(first)
             .chain(inbox.try_iter())

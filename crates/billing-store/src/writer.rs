@@ -28,7 +28,6 @@ pub(crate) struct Op {
 pub(crate) enum What {
     Append(Vec<Entry>),
     Vote(Bytes),
-    Committed(Bytes),
     TruncateAfter(Option<u64>),
     PurgeThrough(Purged),
     Close,
@@ -135,11 +134,6 @@ impl<M: Medium> Writer<M> {
         match what {
             What::Append(entries) => entries.iter().for_each(|entry| self.append(entry)),
             What::Vote(vote) => self.save_vote(vote),
-            What::Committed(committed) => {
-                let record =
-                    codec::seal_body(self.seed, KEY_COMMITTED, codec::KIND_COMMITTED, &committed);
-                self.batch.insert(KEY_COMMITTED.to_vec(), Some(record));
-            }
             What::TruncateAfter(last_kept) => self.truncate_after(last_kept).await?,
             What::PurgeThrough(purged) => self.purge_through(purged).await?,
             What::Close => {
@@ -346,6 +340,10 @@ impl<M: Medium> Writer<M> {
 
     async fn commit_log(&mut self) -> Result<(), StoreError> {
         self.close_pack();
+        let overdue = self.high_due_in().is_some_and(|wait| wait.is_zero());
+        if overdue || self.must_sync_high {
+            self.take_hint();
+        }
         if !self.batch.is_empty() {
             self.medium.apply(std::mem::take(&mut self.batch))?;
         }
@@ -355,11 +353,29 @@ impl<M: Medium> Writer<M> {
             self.shared
                 .note_durable(self.end.map(|(index, _)| index), self.cuts);
         }
-        let overdue = self.high_due_in().is_some_and(|wait| wait.is_zero());
         if std::mem::take(&mut self.must_sync_high) || overdue {
             self.sync_high().await?;
         }
         Ok(())
+    }
+
+    /// How far the log is known to be committed changes with every entry, and is only a hint: it goes along with the `high`
+    /// file's syncs, so that an append stays one record.
+    fn take_hint(&mut self) {
+        if let Some(committed) = self.shared.take_hint() {
+            let record =
+                codec::seal_body(self.seed, KEY_COMMITTED, codec::KIND_COMMITTED, &committed);
+            self.batch.insert(KEY_COMMITTED.to_vec(), Some(record));
+        }
+    }
+
+    /// What is left to do when nothing was queued for a while.
+    pub(crate) async fn rest(&mut self) -> Result<(), StoreError> {
+        self.take_hint();
+        if !self.batch.is_empty() {
+            self.medium.apply(std::mem::take(&mut self.batch))?;
+        }
+        self.sync_high().await
     }
 
     /// Writes what is durable by now into the slot that is not the synced one, unsynced: nearly free, and it survives kill -9.
@@ -378,7 +394,7 @@ impl<M: Medium> Writer<M> {
         Ok(())
     }
 
-    pub(crate) async fn sync_high(&mut self) -> Result<(), StoreError> {
+    async fn sync_high(&mut self) -> Result<(), StoreError> {
         if !self.high_is_behind {
             return Ok(());
         }
