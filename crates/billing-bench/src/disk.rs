@@ -11,7 +11,10 @@ use std::{
 use anyhow::{Context, Result};
 use serde::Serialize;
 
-use crate::stats::{Median, median};
+use crate::{
+    report::Report,
+    stats::{Median, median},
+};
 
 /// About one command in the log.
 const APPEND_BYTES: usize = 200;
@@ -89,6 +92,12 @@ impl SyncFigures {
             alone: over(|syncs| syncs.alone),
             each_of_three: over(|syncs| syncs.each_of_three),
         }
+    }
+
+    pub fn show(&self, report: &mut Report) -> Result<()> {
+        report.line(self.to_string());
+        report.fact("disk", serde_json::to_value(self)?);
+        Ok(())
     }
 }
 

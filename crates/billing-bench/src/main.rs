@@ -2,9 +2,13 @@
 //! Decides which measurement runs; each is a module with its own `Args` and a `run` that returns a [`report::Report`].
 //! Claims nothing about other machines.
 
+mod charges;
 mod cpu;
 mod disk;
 mod failover;
+mod floors;
+mod handoffs;
+mod held;
 mod load;
 mod machine;
 mod pairs;
@@ -12,9 +16,10 @@ mod place;
 mod report;
 mod snapshot;
 mod stats;
+mod ways;
 mod wire;
 
-use std::{path::PathBuf, process::ExitCode};
+use std::{ops::RangeInclusive, path::PathBuf, process::ExitCode, time::Duration};
 
 use anyhow::{Context, Result};
 use clap::{Parser, Subcommand};
@@ -51,10 +56,26 @@ struct Common {
     seconds: u8,
 }
 
+impl Common {
+    fn length(&self) -> Duration {
+        Duration::from_secs(u64::from(self.seconds))
+    }
+
+    fn each_round(&self) -> RangeInclusive<u8> {
+        1..=self.rounds
+    }
+}
+
 #[derive(Debug, Subcommand)]
 enum Bench {
     /// Acquire and release pairs: unary, over the Pipeline, and a hundred at once
     Pairs(pairs::Args),
+    /// Many callers on one invoice: how fast it goes from one to the next, and how evenly
+    Handoffs(handoffs::Args),
+    /// Invoices claimed, begun and settled, by the ledger alone
+    Charges(charges::Args),
+    /// Memory of each node while many leases are held
+    Held(held::Args),
     /// A leader killed, stopped or cut off: how long nobody can acquire
     Failover(failover::Args),
     /// Acquires while a snapshot of many invoices is taken
@@ -85,6 +106,9 @@ async fn run(args: &Args) -> Result<()> {
     let before = machine::Load::now()?;
     let report = match &args.command {
         Bench::Pairs(args) => pairs::run(common, args).await,
+        Bench::Handoffs(args) => handoffs::run(common, args).await,
+        Bench::Charges(args) => charges::run(common, args).await,
+        Bench::Held(args) => held::run(common, args).await,
         Bench::Failover(args) => failover::run(common, args).await,
         Bench::Snapshot(args) => snapshot::run(common, args).await,
     }?;

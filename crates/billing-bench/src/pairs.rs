@@ -1,28 +1,24 @@
-//! Decides what a pair is, a lease acquired and released, each caller with a session and an invoice of its own; and the three ways
-//! of asking for it that are compared: a call each, tagged requests on one stream, a hundred leases in one call.
+//! Decides what is shown of acquire and release pairs: which ways, how many callers, how many threads that make the load; each
+//! caller on an invoice of its own.
 
-use std::{fmt, time::Duration};
+use std::time::Duration;
 
-use anyhow::{Context, Result, bail, ensure};
-use billing_client::{AcquireOptions, Client, SessionOptions};
-use billing_proto::v1::{
-    self, acquire_leases_response, pipeline_request, pipeline_response, release_leases_response,
-};
+use anyhow::Result;
 use serde::Serialize;
 
 use crate::{
     Common, disk,
-    load::{self, Amount, Caller, Seen, Share, Turn, Way},
-    place::Place,
+    floors::{self, Means, Verdict},
+    load::Amount,
+    machine,
+    place::{Measured, Place},
     report::{Report, number},
     stats::{Latencies, Median, Percentiles, median},
-    wire::{self, Lane, Leases, Pipeline, Session},
+    ways::{self, Kind, Wish},
 };
 
-/// Leases of one AcquireLeases.
-const BATCH: usize = 100;
-/// For our client's sessions, which are kept alive meanwhile.
-const TTL: Duration = Duration::from_secs(30);
+/// An acquire must be durable before its release is asked for.
+const APPENDS_OF_A_PAIR: f64 = 2.0;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -32,11 +28,11 @@ pub struct Args {
     /// Connections that the callers share
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=64))]
     connections: u8,
-    /// Threads that make the load, one figure each
+    /// Threads that make the load: the first for every figure, the others where callers are most
     #[arg(long, value_delimiter = ',', default_value = "1,2", value_name = "N,...", value_parser = clap::value_parser!(u8).range(1..=16))]
     threads: Vec<u8>,
     /// Ways to ask, one figure each
-    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Kind::Unary, Kind::Pipeline, Kind::Batch], value_name = "WAY,...")]
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Kind::Unary, Kind::UnaryStubs, Kind::PipelineStubs, Kind::BatchStubs], value_name = "WAY,...")]
     ways: Vec<Kind>,
 }
 
@@ -47,31 +43,6 @@ fn callers(text: &str) -> Result<usize, String> {
     }
 }
 
-/// How pairs are asked for.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
-#[serde(rename_all = "kebab-case")]
-pub enum Kind {
-    /// A call each, through the Rust client
-    Unary,
-    /// A call each, through the generated stubs
-    UnaryWire,
-    /// Tagged requests on a stream, through the generated stubs
-    Pipeline,
-    /// AcquireLeases and ReleaseLeases of a hundred, through the generated stubs
-    Batch,
-}
-
-impl fmt::Display for Kind {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Kind::Unary => "unary",
-            Kind::UnaryWire => "unary, stubs",
-            Kind::Pipeline => "Pipeline, stubs",
-            Kind::Batch => "AcquireLeases(100), stubs",
-        })
-    }
-}
-
 /// One line of the table.
 #[derive(Debug, Serialize)]
 struct Figure {
@@ -79,11 +50,13 @@ struct Figure {
     callers: usize,
     threads: usize,
     pairs_per_second: Median,
+    /// Of one turn: a pair, or a hundred together.
     latency: Percentiles,
     leader_us_per_pair: Median,
     followers_us_per_pair: Median,
     server_us_per_pair: Median,
     client_us_per_pair: Median,
+    pairs_per_entry: Median,
 }
 
 struct Cell {
@@ -93,41 +66,110 @@ struct Cell {
     seen: Vec<Measured>,
 }
 
-/// One window, with the server's CPU told apart.
-pub struct Measured {
-    pub seen: Seen,
-    pub leader: Duration,
-    pub followers: Duration,
+/// Measures round by round, so that whatever else the machine does falls on every figure alike.
+pub struct Pairs {
+    connections: usize,
+    cells: Vec<Cell>,
+}
+
+impl Pairs {
+    pub fn new(args: &Args) -> Pairs {
+        Pairs {
+            connections: usize::from(args.connections),
+            cells: cells(args),
+        }
+    }
+
+    pub async fn round(&mut self, place: &mut Place, length: Duration) -> Result<()> {
+        for cell in &mut self.cells {
+            let amount = Amount {
+                callers: cell.callers,
+                connections: self.connections,
+                threads: cell.threads,
+                length,
+            };
+            let measured = ways::measure(place, cell.way, Wish::OWN, amount).await?;
+            cell.seen.push(measured);
+        }
+        Ok(())
+    }
+
+    pub fn report(&self, common: &Common, disk: &disk::SyncFigures) -> Result<Report> {
+        let figures = self.cells.iter().map(figure).collect::<Result<Vec<_>>>()?;
+        let mut report = Report::default();
+        report.line(format!(
+            "acquire and release pairs: {} connections; medians (least to most) of {} rounds of {} s; CPU per pair",
+            self.connections, common.rounds, common.seconds
+        ));
+        report.table(&HEAD, &figures.iter().map(Figure::row).collect::<Vec<_>>());
+        let verdicts = verdicts(&figures, disk)?;
+        for verdict in &verdicts {
+            report.line(verdict.to_string());
+        }
+        report.fact("figures", serde_json::to_value(&figures)?);
+        report.fact("floors", serde_json::to_value(&verdicts)?);
+        Ok(report)
+    }
+}
+
+const HEAD: [&str; 12] = [
+    "way",
+    "callers",
+    "threads",
+    "pairs/s",
+    "p50 ms",
+    "p99 ms",
+    "p99.9 ms",
+    "leader us",
+    "followers us",
+    "server us",
+    "client us",
+    "pairs/entry",
+];
+
+impl Figure {
+    fn row(&self) -> Vec<String> {
+        vec![
+            self.way.to_string(),
+            self.callers.to_string(),
+            self.threads.to_string(),
+            self.pairs_per_second.to_string(),
+            format!("{:.2}", self.latency.p50_ms),
+            format!("{:.2}", self.latency.p99_ms),
+            format!("{:.2}", self.latency.p999_ms),
+            number(self.leader_us_per_pair.middle),
+            number(self.followers_us_per_pair.middle),
+            number(self.server_us_per_pair.middle),
+            number(self.client_us_per_pair.middle),
+            number(self.pairs_per_entry.middle),
+        ]
+    }
+
+    fn means(&self, cores: f64, disk: &disk::SyncFigures) -> Means {
+        Means {
+            cores,
+            appends: disk.each_of_three.middle,
+            in_sequence: APPENDS_OF_A_PAIR,
+            at_once: self.callers as f64,
+            cpu_us: self.server_us_per_pair.middle + self.client_us_per_pair.middle,
+        }
+    }
 }
 
 pub async fn run(common: &Common, args: &Args) -> Result<Report> {
     let mut place = Place::start(common).await?;
-    let mut cells = cells(args);
-    let length = Duration::from_secs(u64::from(common.seconds));
+    let mut pairs = Pairs::new(args);
     let mut syncs = Vec::new();
-    for round in 1..=common.rounds {
-        eprintln!("round {round} of {}", common.rounds);
-        syncs.push(disk::measure(place.folder(), length)?);
-        for cell in &mut cells {
-            let amount = Amount {
-                callers: cell.callers,
-                connections: usize::from(args.connections),
-                threads: cell.threads,
-                length,
-            };
-            cell.seen.push(measure(&mut place, cell.way, amount).await?);
-        }
+    for round in common.each_round() {
+        syncs.push(disk::measure(place.folder(), common.length())?);
+        pairs.round(&mut place, common.length()).await?;
+        eprintln!("round {round} of {} done", common.rounds);
     }
     place.stop().await?;
-    let figures = cells.iter().map(figure).collect::<Result<Vec<_>>>()?;
+    let disk = disk::SyncFigures::of(&syncs);
     let mut report = Report::default();
-    show(
-        &mut report,
-        common,
-        args,
-        &figures,
-        &disk::SyncFigures::of(&syncs),
-    )?;
+    disk.show(&mut report)?;
+    report.section("pairs", pairs.report(common, &disk)?);
     Ok(report)
 }
 
@@ -152,51 +194,6 @@ fn cells(args: &Args) -> Vec<Cell> {
     cells
 }
 
-async fn measure(place: &mut Place, way: Kind, amount: Amount) -> Result<Measured> {
-    match way {
-        Kind::Unary => {
-            let endpoints = place.cluster.endpoints();
-            watched(place, &ByClient { endpoints }, amount).await
-        }
-        Kind::UnaryWire => {
-            let leader = place.leader_endpoint().await?;
-            watched(place, &ByCall { leader }, amount).await
-        }
-        Kind::Pipeline => {
-            let leader = place.leader_endpoint().await?;
-            watched(place, &ByStream { leader }, amount).await
-        }
-        Kind::Batch => {
-            let leader = place.leader_endpoint().await?;
-            watched(place, &ByHundred { leader }, amount).await
-        }
-    }
-}
-
-/// Runs the load under one leader, whose CPU is then told from the followers'.
-pub async fn watched<W: Way>(place: &mut Place, way: &W, amount: Amount) -> Result<Measured> {
-    let leader = place.leader().await?;
-    let pids = place.pids()?;
-    let seen = load::run(way, amount, &pids).await?;
-    place.cluster.all_running()?;
-    let leads_now = place.leader().await?;
-    ensure!(
-        leads_now == leader,
-        "node {leader} led at the beginning of a measurement and node {leads_now} at its end: the machine is too busy"
-    );
-    let used = |chosen: fn(usize, usize) -> bool| {
-        let ids = (1..).zip(&seen.watched);
-        ids.filter(|(id, _)| chosen(*id, leader))
-            .map(|(_, used)| *used)
-            .sum()
-    };
-    Ok(Measured {
-        leader: used(|id, leader| id == leader),
-        followers: used(|id, leader| id != leader),
-        seen,
-    })
-}
-
 fn figure(cell: &Cell) -> Result<Figure> {
     let over =
         |of: &dyn Fn(&Measured) -> f64| median(&cell.seen.iter().map(of).collect::<Vec<_>>());
@@ -209,274 +206,37 @@ fn figure(cell: &Cell) -> Result<Figure> {
         latency: latencies.figures(),
         leader_us_per_pair: over(&|one| one.seen.each_costs(one.leader)),
         followers_us_per_pair: over(&|one| one.seen.each_costs(one.followers)),
-        server_us_per_pair: over(&|one| one.seen.each_costs(one.leader + one.followers)),
+        server_us_per_pair: over(&|one| one.seen.each_costs(one.server())),
         client_us_per_pair: over(&|one| one.seen.each_costs(one.seen.ours)),
+        pairs_per_entry: over(&|one| one.seen.done as f64 / one.entries.max(1) as f64),
     })
 }
 
-fn show(
-    report: &mut Report,
-    common: &Common,
-    args: &Args,
-    figures: &[Figure],
-    disk: &disk::SyncFigures,
-) -> Result<()> {
-    report.line(format!(
-        "acquire and release pairs: 3 durable nodes, {} connections; medians (least to most) of {} rounds of {} s",
-        args.connections, common.rounds, common.seconds
-    ));
-    report.line(disk.to_string());
-    let head = [
-        "way",
-        "callers",
-        "threads",
-        "pairs/s",
-        "p50 ms",
-        "p99 ms",
-        "p99.9 ms",
-        "leader us",
-        "followers us",
-        "server us",
-        "client us",
-    ];
-    let rows: Vec<Vec<String>> = figures
-        .iter()
-        .map(|figure| {
-            vec![
-                figure.way.to_string(),
-                figure.callers.to_string(),
-                figure.threads.to_string(),
-                figure.pairs_per_second.to_string(),
-                format!("{:.2}", figure.latency.p50_ms),
-                format!("{:.2}", figure.latency.p99_ms),
-                format!("{:.2}", figure.latency.p999_ms),
-                number(figure.leader_us_per_pair.middle),
-                number(figure.followers_us_per_pair.middle),
-                number(figure.server_us_per_pair.middle),
-                number(figure.client_us_per_pair.middle),
-            ]
-        })
-        .collect();
-    report.table(&head, &rows);
-    report.fact("pairs", serde_json::to_value(figures)?);
-    report.fact("disk", serde_json::to_value(disk)?);
-    Ok(())
-}
-
-fn invoice(caller: usize) -> String {
-    format!("bench-{caller}")
-}
-
-/// Through the Rust client.
-#[derive(Clone)]
-struct ByClient {
-    endpoints: Vec<String>,
-}
-
-struct ClientCaller {
-    session: billing_client::Session,
-    invoice: String,
-}
-
-impl Way for ByClient {
-    type Caller = ClientCaller;
-
-    async fn open(&self, share: Share) -> Result<Vec<ClientCaller>> {
-        let clients = (0..share.connections)
-            .map(|_| Client::builder().endpoints(self.endpoints.clone()).build())
-            .collect::<Result<Vec<_>, _>>()?;
-        let mut callers = Vec::new();
-        for caller in share.callers {
-            let client = &clients[caller % clients.len()];
-            let options = SessionOptions::new(format!("bench-{caller}"), TTL);
-            callers.push(ClientCaller {
-                session: client.open_session(options).await?,
-                invoice: invoice(caller),
-            });
-        }
-        Ok(callers)
-    }
-}
-
-impl Caller for ClientCaller {
-    async fn turn(&mut self) -> Result<Turn> {
-        let lease = self
-            .session
-            .acquire(&self.invoice, AcquireOptions::default())
-            .await?;
-        lease.release().await?;
-        Ok(Turn::Did(1))
-    }
-}
-
-/// Connections to the leader for one thread's share.
-async fn connections(leader: &str, share: &Share) -> Result<Vec<Leases>> {
-    let mut connections = Vec::new();
-    for _ in 0..share.connections {
-        connections.push(wire::connect(leader).await?);
-    }
-    Ok(connections)
-}
-
-#[derive(Clone)]
-struct ByCall {
-    leader: String,
-}
-
-struct CallCaller {
-    leases: Leases,
-    session: Session,
-    invoice: String,
-}
-
-impl Way for ByCall {
-    type Caller = CallCaller;
-
-    async fn open(&self, share: Share) -> Result<Vec<CallCaller>> {
-        let connections = connections(&self.leader, &share).await?;
-        let mut callers = Vec::new();
-        for caller in share.callers {
-            let mut leases = connections[caller % connections.len()].clone();
-            let session = Session::open(&mut leases, &format!("bench-{caller}"), wire::TTL).await?;
-            callers.push(CallCaller {
-                leases,
-                session,
-                invoice: invoice(caller),
-            });
-        }
-        Ok(callers)
-    }
-}
-
-impl Caller for CallCaller {
-    async fn turn(&mut self) -> Result<Turn> {
-        let request = self.session.acquire(&self.invoice, Duration::ZERO);
-        let granted = self.leases.acquire_lease(request).await?.into_inner();
-        let request = wire::release(&self.invoice, wire::token(granted)?);
-        let released = self.leases.release_lease(request).await?.into_inner();
-        ensure!(released.was_current, "the lease was not ours any more");
-        Ok(Turn::Did(1))
-    }
-}
-
-#[derive(Clone)]
-struct ByStream {
-    leader: String,
-}
-
-struct StreamCaller {
-    lane: Lane,
-    session: Session,
-    invoice: String,
-}
-
-impl Way for ByStream {
-    type Caller = StreamCaller;
-
-    async fn open(&self, share: Share) -> Result<Vec<StreamCaller>> {
-        let mut connections = connections(&self.leader, &share).await?;
-        let lanes_each = share.callers.len().div_ceil(connections.len());
-        let mut lanes = Vec::new();
-        for leases in &mut connections {
-            lanes.push(Pipeline::open(leases, lanes_each).await?);
-        }
-        let mut callers = Vec::new();
-        for caller in share.callers {
-            let at = caller % connections.len();
-            let lane = lanes[at].pop().context("more callers than lanes")?;
-            let holder = format!("bench-{caller}");
-            callers.push(StreamCaller {
-                lane,
-                session: Session::open(&mut connections[at], &holder, wire::TTL).await?,
-                invoice: invoice(caller),
-            });
-        }
-        Ok(callers)
-    }
-}
-
-impl Caller for StreamCaller {
-    async fn turn(&mut self) -> Result<Turn> {
-        use pipeline_request::Request;
-        use pipeline_response::Result as Answer;
-        let request = self.session.acquire(&self.invoice, Duration::ZERO);
-        let granted = match self.lane.ask(Request::AcquireLease(request)).await? {
-            Answer::AcquireLease(granted) => granted,
-            other => bail!("an acquire was answered with {other:?}"),
-        };
-        let request = wire::release(&self.invoice, wire::token(granted)?);
-        match self.lane.ask(Request::ReleaseLease(request)).await? {
-            Answer::ReleaseLease(released) => {
-                ensure!(released.was_current, "the lease was not ours any more");
-            }
-            other => bail!("a release was answered with {other:?}"),
-        }
-        Ok(Turn::Did(1))
-    }
-}
-
-#[derive(Clone)]
-struct ByHundred {
-    leader: String,
-}
-
-struct HundredCaller {
-    leases: Leases,
-    session: Session,
-    invoices: Vec<String>,
-}
-
-impl Way for ByHundred {
-    type Caller = HundredCaller;
-
-    async fn open(&self, share: Share) -> Result<Vec<HundredCaller>> {
-        let connections = connections(&self.leader, &share).await?;
-        let mut callers = Vec::new();
-        for caller in share.callers {
-            let mut leases = connections[caller % connections.len()].clone();
-            let session = Session::open(&mut leases, &format!("bench-{caller}"), wire::TTL).await?;
-            callers.push(HundredCaller {
-                leases,
-                session,
-                invoices: (0..BATCH)
-                    .map(|number| format!("bench-{caller}-{number}"))
-                    .collect(),
-            });
-        }
-        Ok(callers)
-    }
-}
-
-impl Caller for HundredCaller {
-    async fn turn(&mut self) -> Result<Turn> {
-        use acquire_leases_response::item::Result as Acquired;
-        use release_leases_response::item::Result as Released;
-        let done_below = self.session.next_seq();
-        let items = self
-            .invoices
+/// The best figure of each kind against its floor.
+fn verdicts(figures: &[Figure], disk: &disk::SyncFigures) -> Result<Vec<Verdict>> {
+    let cores = machine::cores()? as f64;
+    let best = |fits: &dyn Fn(&Figure) -> bool| {
+        figures
             .iter()
-            .map(|invoice| {
-                self.session
-                    .acquire_beside(invoice, Duration::ZERO, done_below)
-            })
-            .collect();
-        let request = v1::AcquireLeasesRequest { items };
-        let acquired = self.leases.acquire_leases(request).await?.into_inner();
-        let mut items = Vec::with_capacity(BATCH);
-        for (invoice, item) in self.invoices.iter().zip(acquired.items) {
-            match item.result.context("an item without a result")? {
-                Acquired::Granted(granted) => {
-                    items.push(wire::release(invoice, wire::token(granted)?));
-                }
-                Acquired::Error(error) => bail!("refused: {}", wire::refusal(&error)),
-            }
-        }
-        let request = v1::ReleaseLeasesRequest { items };
-        let released = self.leases.release_leases(request).await?.into_inner();
-        let released = released.items.into_iter().filter(|item| {
-            matches!(&item.result, Some(Released::Released(released)) if released.was_current)
-        });
-        ensure!(released.count() == BATCH, "a lease was not ours any more");
-        Ok(Turn::Did(BATCH as u64))
-    }
+            .filter(|figure| fits(figure))
+            .max_by(|a, b| f64::total_cmp(&a.pairs_per_second.middle, &b.pairs_per_second.middle))
+    };
+    let floors = [
+        (
+            floors::LONE,
+            best(&|figure| figure.callers == 1 && figure.way != Kind::BatchStubs),
+        ),
+        (floors::UNARY, best(&|figure| figure.way == Kind::Unary)),
+        (
+            floors::PIPELINE,
+            best(&|figure| figure.way == Kind::PipelineStubs),
+        ),
+    ];
+    Ok(floors
+        .into_iter()
+        .filter_map(|(floor, figure)| figure.map(|figure| (floor, figure)))
+        .map(|(floor, figure)| {
+            floor.judge(figure.pairs_per_second.middle, figure.means(cores, disk))
+        })
+        .collect())
 }

@@ -3,11 +3,14 @@
 
 use std::{path::Path, time::Duration};
 
-use anyhow::{Context, Result};
+use anyhow::{Context, Result, ensure};
 use billing_client::Client;
 use billing_demo::harness::{Cluster, ClusterOptions};
 
-use crate::Common;
+use crate::{
+    Common,
+    load::{self, Amount, Seen, Way},
+};
 
 pub const NODES: usize = 3;
 const LED_WITHIN: Duration = Duration::from_secs(30);
@@ -69,6 +72,12 @@ impl Place {
             .collect()
     }
 
+    /// How far the log of node `id` is known to be committed.
+    async fn committed(&self, id: usize) -> Result<u64> {
+        let status = self.client.status_of(&self.cluster.endpoint(id)).await?;
+        Ok(status.committed_index)
+    }
+
     pub async fn stop(mut self) -> Result<()> {
         self.cluster.stop().await
     }
@@ -80,4 +89,46 @@ pub fn folder(common: &Common) -> Result<tempfile::TempDir> {
         .prefix("bench-")
         .tempdir_in(&common.folder)
         .with_context(|| format!("cannot make a folder in {}", common.folder.display()))
+}
+
+/// One window, with the server's CPU told apart.
+pub struct Measured {
+    pub seen: Seen,
+    pub leader: Duration,
+    pub followers: Duration,
+    /// Raft entries that became committed meanwhile.
+    pub entries: u64,
+}
+
+impl Measured {
+    pub fn server(&self) -> Duration {
+        self.leader + self.followers
+    }
+}
+
+/// Runs the load under one leader, whose CPU is then told from the followers'.
+pub async fn watched<W: Way>(place: &mut Place, way: &W, amount: Amount) -> Result<Measured> {
+    let leader = place.leader().await?;
+    let pids = place.pids()?;
+    let before = place.committed(leader).await?;
+    let seen = load::run(way, amount, &pids).await?;
+    let after = place.committed(leader).await?;
+    place.cluster.all_running()?;
+    let leads_now = place.leader().await?;
+    ensure!(
+        leads_now == leader,
+        "node {leader} led at the beginning of a measurement and node {leads_now} at its end: the machine is too busy"
+    );
+    let used = |chosen: fn(usize, usize) -> bool| {
+        let ids = (1..).zip(&seen.watched);
+        ids.filter(|(id, _)| chosen(*id, leader))
+            .map(|(_, used)| *used)
+            .sum()
+    };
+    Ok(Measured {
+        leader: used(|id, leader| id == leader),
+        followers: used(|id, leader| id != leader),
+        entries: after.saturating_sub(before),
+        seen,
+    })
 }

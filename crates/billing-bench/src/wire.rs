@@ -47,6 +47,14 @@ impl Session {
         })
     }
 
+    /// Ends it with all its leases. False: it had ended before.
+    pub async fn close(&self, leases: &mut Leases) -> Result<bool> {
+        let request = v1::CloseSessionRequest {
+            session_id: self.id.clone(),
+        };
+        Ok(leases.close_session(request).await?.into_inner().was_open)
+    }
+
     /// The next request of this session, which has no other one unanswered.
     pub fn acquire(&mut self, invoice: &str, wait: Duration) -> v1::AcquireLeaseRequest {
         let done_below = self.seq + 1;
@@ -160,13 +168,9 @@ impl Lane {
             .context("the Pipeline ended before its answer")?;
         match answer.result.context("an answer without a result")? {
             pipeline_response::Result::Error(error) => {
-                bail!("refused: {}", refusal(&error))
+                bail!("refused: {}", error.message)
             }
             result => Ok(result),
         }
     }
-}
-
-pub fn refusal(error: &v1::ItemError) -> String {
-    format!("{error:?}")
 }
