@@ -11,7 +11,7 @@ pub const WAITERS_MAX: usize = 65_536; // Acquires of this node's callers that w
 pub const READS_WAITING_MAX: usize = 16_384; // Linearizable reads that wait for a round. More: Overloaded.
 
 pub const CALL_TIMEOUT: Duration = Duration::from_secs(10); // The default. Not yet proposed: NotApplied. Proposed: Unknown.
-pub const GREETING_EVERY: Duration = Duration::from_secs(60); // Wall clocks and state hashes are compared (§4, §7).
+pub const GREETING_EVERY: Duration = Duration::from_secs(60); // Wall clocks and state hashes are compared at least this often (§4, §7).
 pub const WALL_OFF_MAX_MS: u64 = 30_000; // From a majority's median; more: the median is stamped, with an alarm.
 
 const _: () = assert!(BATCH_BYTES_MAX < 64 * 1024);

@@ -1,5 +1,6 @@
 //! Decides what nodes tell each other outside of the consensus: who they are, what their wall clocks say, what their states
-//! hash to; and how a new cluster is founded. Never lets a folder speak under an id that another folder used.
+//! hash to (judged in `divergence.rs`); and how a new cluster is founded. Never lets a folder speak under an id that another
+//! folder used.
 
 use std::collections::BTreeMap;
 use std::sync::Arc;
@@ -23,7 +24,7 @@ const FOUNDING_RETRY: Duration = Duration::from_millis(250);
 /// A greeting is small; a node that takes longer is asked again later.
 const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
 
-#[derive(Debug, Clone, Serialize, Deserialize)]
+#[derive(Debug, Clone, Default, Serialize, Deserialize)]
 pub(crate) struct Greeting {
     /// Those with whom the caller is about to found a cluster.
     pub founding: Option<BTreeMap<u64, Peer>>,
@@ -44,7 +45,7 @@ pub struct Founding {
     pub no_prior_charges: bool,
 }
 
-async fn greet(
+pub(crate) async fn greet(
     node: &Inner,
     to: u64,
     peer: &Peer,
@@ -204,13 +205,9 @@ async fn round(node: &Inner) {
     )
     .await;
     let mut offsets = Vec::new();
-    let mut hashes = Vec::new();
     for ((to, _), answer) in others.iter().zip(answers) {
         match answer {
-            Ok((greeted, offset)) => {
-                offsets.push(offset);
-                hashes.push(greeted.hashes);
-            }
+            Ok((_, offset)) => offsets.push(offset),
             Err(status) if banned(&status) => {
                 node.fail_stop.trip(contradicted(&status));
                 return;
@@ -226,14 +223,14 @@ async fn round(node: &Inner) {
         }
     }
     let majority = members.len() / 2 + 1;
-    if node.leadership().is_some() && offsets.len() + 1 >= majority {
+    // Not the leader alone: whoever is elected next stamps by it at once, and each node raises its own alarm.
+    if offsets.len() + 1 >= majority {
         compare_wall(node, &offsets);
     }
-    compare_states(node, &hashes, majority);
 }
 
-/// A leader whose wall clock a majority does not share stamps the majority's (§4). Nothing but audit, `due_at` and closing
-/// goes by it.
+/// A node whose wall clock a majority does not share stamps the majority's when it leads (§4). Nothing but audit, `due_at`
+/// and closing goes by it.
 fn compare_wall(node: &Inner, offsets: &[i64]) {
     let correction = wall_correction(offsets, WALL_OFF_MAX_MS);
     if correction != 0 {
@@ -243,28 +240,6 @@ fn compare_wall(node: &Inner, offsets: &[i64]) {
         );
     }
     node.replica.clock.correct_wall(correction);
-}
-
-/// The same log must give the same state (I7). Whoever differs from a majority is wrong, and ends.
-fn compare_states(node: &Inner, others: &[Vec<StateHash>], majority: usize) {
-    let own: Vec<StateHash> = node.replica.state().hashes.iter().copied().collect();
-    for mine in own {
-        let at_index = others
-            .iter()
-            .flatten()
-            .filter(|other| other.index == mine.index);
-        let mut differing: BTreeMap<_, usize> = BTreeMap::new();
-        for other in at_index.filter(|other| other.hash != mine.hash) {
-            *differing.entry(other.hash).or_default() += 1;
-        }
-        if differing.values().any(|&count| count >= majority) {
-            node.fail_stop.trip(EndReason::Contradicted(format!(
-                "the state at index {} differs from a majority's: this node's memory or disk changed what the log says; {}",
-                mine.index,
-                billing_store::REJOIN
-            )));
-        }
-    }
 }
 
 /// Another node's word that this one must not go on.

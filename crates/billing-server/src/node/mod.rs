@@ -3,6 +3,7 @@
 
 pub mod bounds;
 pub mod clock;
+mod divergence;
 pub mod error;
 pub mod fail_stop;
 pub(crate) mod forward;

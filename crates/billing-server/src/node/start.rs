@@ -16,7 +16,8 @@ use tokio::sync::{Semaphore, watch};
 use super::bounds::{BATCH_BYTES_MAX, CALL_TIMEOUT, ENTRIES_IN_FLIGHT_MAX};
 use super::clock::LeaderClock;
 use super::{
-    EndReason, FailStop, Founding, Inner, Node, forward, greet, proposer, reads, until_true,
+    EndReason, FailStop, Founding, Inner, Node, divergence, forward, greet, proposer, reads,
+    until_true,
 };
 use crate::raft::Peer;
 use crate::raft::folders::{FolderId, Folders, FoldersError};
@@ -159,6 +160,7 @@ impl Node {
             tokio::spawn(watch_disk(inner.clone())),
             tokio::spawn(watch_consensus(inner.clone())),
             tokio::spawn(greet::run(inner.clone())),
+            tokio::spawn(divergence::run(inner.clone())),
             tokio::spawn(serve(inner.clone(), listener)),
         ] {
             inner.keep_task(task);

@@ -125,7 +125,7 @@ impl RaftService for PeerService {
         let greeted = Greeted {
             folder: node.folders.own(),
             wall_ms: node.env.clock.wall_ms(),
-            hashes: node.replica.state().hashes.iter().copied().collect(),
+            hashes: node.replica.state().known_hashes(),
         };
         payload("greeting", &greeted).map(Response::new)
     }

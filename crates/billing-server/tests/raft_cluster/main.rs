@@ -1,7 +1,9 @@
 //! Three nodes of the consensus half of `billingd`, on loopback, with real disks in temporary folders.
 
 mod basics;
+mod divergence;
 mod folders;
+mod forge;
 mod harness;
 mod snapshots;
 mod time;
