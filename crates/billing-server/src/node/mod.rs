@@ -13,7 +13,7 @@ pub(crate) mod reads;
 mod start;
 pub mod status;
 pub mod waiters;
-mod waiting;
+pub(crate) mod waiting;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -85,9 +85,6 @@ impl Node {
         self.inner.propose(actor, command).await
     }
 
-    /// Proposes all of them at once, in this order; answers by position. They usually share an entry, but one may be applied
-    /// and its neighbour not.
-    pub async fn propose_many(&self, commands: Vec<(Actor, Command)>) -> Vec<Answer> {
     /// Queues one command, here or for the leader, for whoever waits for many answers and bounds their time itself.
     pub(crate) fn ask(&self, actor: Actor, command: Command) -> Result<proposer::Asked, CallError> {
         self.inner.ask(actor, command)
@@ -98,6 +95,9 @@ impl Node {
         self.inner.config.call_timeout
     }
 
+    /// Proposes all of them at once, in this order; answers by position. They usually share an entry, but one may be applied
+    /// and its neighbour not.
+    pub async fn propose_many(&self, commands: Vec<(Actor, Command)>) -> Vec<Answer> {
         let asked: Vec<_> = commands
             .into_iter()
             .map(|(actor, command)| self.ask(actor, command))
@@ -154,9 +154,6 @@ impl Node {
         self.inner.leader_hint()
     }
 
-    /// Changes with every entry that this node applies: the index, `None` before the first.
-    pub fn applied(&self) -> watch::Receiver<Option<u64>> {
-        self.inner.replica.applied()
     /// Where clients find the leader, while that is another node.
     pub fn leader_elsewhere(&self) -> Option<String> {
         if self.inner.leadership().is_some() {
@@ -166,6 +163,9 @@ impl Node {
         (leader != self.inner.config.node).then_some(peer.client)
     }
 
+    /// Changes with every entry that this node applies: the index, `None` before the first.
+    pub fn applied(&self) -> watch::Receiver<Option<u64>> {
+        self.inner.replica.applied()
     }
 }
 
