@@ -5,6 +5,7 @@ use std::time::Duration;
 pub const PROPOSALS_QUEUED_MAX: usize = 16_384; // Commands waiting to be proposed or forwarded. Full: Overloaded, at once.
 pub const BATCH_COMMANDS_MAX: usize = 1_024; // A batch is closed at either bound;
 pub const BATCH_BYTES_MAX: usize = 48 * 1024; // with its frame it stays below what one key of the log disk takes.
+pub const SESSION_COMMANDS_FIRST_MAX: usize = 768; // Of a batch: then others that wait get their turn.
 pub const ENTRIES_IN_FLIGHT_MAX: usize = 8; // More: commands gather into the next batch.
 pub const FORWARDS_IN_FLIGHT_MAX: usize = 8; // Batches on their way to the leader; more: they gather too.
 pub const WAITERS_MAX: usize = 65_536; // Acquires of this node's callers that wait for a lease. More: Overloaded.
@@ -15,3 +16,4 @@ pub const GREETING_EVERY: Duration = Duration::from_secs(60); // Wall clocks and
 pub const WALL_OFF_MAX_MS: u64 = 30_000; // From a majority's median; more: the median is stamped, with an alarm.
 
 const _: () = assert!(BATCH_BYTES_MAX < 64 * 1024);
+const _: () = assert!(SESSION_COMMANDS_FIRST_MAX < BATCH_COMMANDS_MAX);

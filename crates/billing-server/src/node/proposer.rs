@@ -18,6 +18,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::Inner;
 use super::bounds::{
     BATCH_BYTES_MAX, BATCH_COMMANDS_MAX, ENTRIES_IN_FLIGHT_MAX, PROPOSALS_QUEUED_MAX,
+    SESSION_COMMANDS_FIRST_MAX,
 };
 use super::error::CallError;
 use crate::raft::types::{Batch, LeaderId, Proposal};
@@ -90,17 +91,23 @@ impl Asked {
     }
 }
 
-/// A bounded queue of commands; the other end is a [`Gather`].
+/// A bounded queue of commands; the other end is a [`Gather`]. Two lanes: what keeps sessions alive never stands behind an
+/// acquire storm, and keeps its own order.
 #[derive(Clone)]
-pub(crate) struct Queue(mpsc::Sender<Ask>);
+pub(crate) struct Queue {
+    sessions: mpsc::Sender<Ask>,
+    others: mpsc::Sender<Ask>,
+}
 
 pub(crate) fn queue() -> (Queue, Gather) {
-    let (sender, receiver) = mpsc::channel(PROPOSALS_QUEUED_MAX); // Full: Overloaded, at once.
+    let (sessions, alive) = mpsc::channel(PROPOSALS_QUEUED_MAX); // Full: Overloaded, at once.
+    let (others, work) = mpsc::channel(PROPOSALS_QUEUED_MAX); // Full: Overloaded, at once.
     let gather = Gather {
-        receiver,
+        sessions: alive,
+        others: work,
         carried: None,
     };
-    (Queue(sender), gather)
+    (Queue { sessions, others }, gather)
 }
 
 impl Queue {
@@ -123,7 +130,13 @@ impl Queue {
 
     /// Puts a command there that came from another queue.
     pub fn put(&self, ask: Ask) -> Result<(), CallError> {
-        self.0.try_send(ask).map_err(|refused| match refused {
+        let lane = match ask.command {
+            Command::OpenSession(_) | Command::KeepAlive(_) | Command::CloseSession(_) => {
+                &self.sessions
+            }
+            _ => &self.others,
+        };
+        lane.try_send(ask).map_err(|refused| match refused {
             mpsc::error::TrySendError::Full(_) => CallError::proposals_full(),
             mpsc::error::TrySendError::Closed(_) => CallError::not_applied("the node is stopping"),
         })
@@ -144,22 +157,30 @@ fn size_of(actor: &Actor, command: &Command) -> Result<usize, CallError> {
 
 /// Takes batches from a queue.
 pub(crate) struct Gather {
-    receiver: mpsc::Receiver<Ask>,
+    sessions: mpsc::Receiver<Ask>,
+    others: mpsc::Receiver<Ask>,
     /// The one that did not fit into the last batch; first in the next.
     carried: Option<Ask>,
 }
 
 impl Gather {
-    /// Waits for a command, then takes what else is there and fits. `None` when every sender is gone and all was taken.
+    /// Waits for a command, then takes what else is there and fits: sessions first, but never only them while others wait.
+    /// `None` when every sender is gone and all was taken.
     pub async fn next(&mut self) -> Option<Vec<Ask>> {
         loop {
             let first = match self.carried.take() {
                 Some(ask) => ask,
-                None => self.receiver.recv().await?,
+                None => tokio::select! {
+                    biased;
+                    Some(ask) = self.sessions.recv() => ask,
+                    Some(ask) = self.others.recv() => ask,
+                    else => return None,
+                },
             };
             let mut bytes = 0;
             let mut batch = Vec::new();
             let mut next = Some(first);
+            let mut sessions = 0;
             while let Some(ask) = next {
                 if batch.len() == BATCH_COMMANDS_MAX || bytes + ask.bytes > BATCH_BYTES_MAX {
                     self.carried = Some(ask);
@@ -170,7 +191,7 @@ impl Gather {
                     bytes += ask.bytes;
                     batch.push(ask);
                 }
-                next = self.receiver.try_recv().ok();
+                next = self.take_next(&mut sessions);
             }
             if !batch.is_empty() {
                 return Some(batch);
@@ -178,8 +199,21 @@ impl Gather {
         }
     }
 
+    /// What is there now. `sessions` counts those taken from their lane before the others got their turn.
+    fn take_next(&mut self, sessions: &mut usize) -> Option<Ask> {
+        if *sessions < SESSION_COMMANDS_FIRST_MAX
+            && let Ok(ask) = self.sessions.try_recv()
+        {
+            *sessions += 1;
+            return Some(ask);
+        }
+        let ask = self.others.try_recv().or_else(|_| self.sessions.try_recv());
+        ask.ok()
+    }
+
     pub fn close(&mut self) {
-        self.receiver.close();
+        self.sessions.close();
+        self.others.close();
     }
 }
 
@@ -403,6 +437,35 @@ mod tests {
             left -= batch.len();
         }
         drop(asked);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn keep_alives_overtake_a_storm_and_do_not_starve_it() -> Result<(), CallError> {
+        let (queue, mut gather) = queue();
+        let keep_alive = |number: u16| {
+            let mut id = [0; 16];
+            id[..2].copy_from_slice(&number.to_be_bytes());
+            Command::KeepAlive(billing_core::KeepAlive {
+                session: billing_core::SessionId::new(id),
+            })
+        };
+        let storm = (0..2_000).map(|_| tick(&queue));
+        let storm = storm.collect::<Result<Vec<_>, _>>()?;
+        let beats = (0..1_000).map(|number| queue.ask(Actor::ledger(), keep_alive(number)));
+        let beats = beats.collect::<Result<Vec<_>, _>>()?;
+        let is_beat = |ask: &Ask| matches!(ask.command, Command::KeepAlive(_));
+        let batch = gather.next().await.unwrap_or_default();
+        let first_beats: Vec<_> = batch.iter().filter(|ask| is_beat(ask)).collect();
+        assert!(first_beats.len() >= SESSION_COMMANDS_FIRST_MAX);
+        assert!(first_beats.len() < batch.len(), "the storm has its share");
+        for (number, ask) in (0..).zip(&first_beats) {
+            assert_eq!(ask.command, keep_alive(number), "in their order");
+        }
+        let batch = gather.next().await.unwrap_or_default();
+        let rest = batch.iter().filter(|ask| is_beat(ask)).count();
+        assert_eq!(first_beats.len() + rest, 1_000, "all within two batches");
+        drop((storm, beats));
         Ok(())
     }
 
