@@ -2,7 +2,7 @@
 
 use billing_core::{
     Actor, AuditRecord, CHAIN_START, CancelInvoice, ClaimInvoices, Command, CustomerId, InvoiceId,
-    Rejection, Reply, RequeueInvoice, SubmitInvoice,
+    OutOfBounds, Rejection, Reply, RequeueInvoice, SubmitInvoice,
 };
 use billing_proto::v1::invoice_service_server::InvoiceService;
 use billing_proto::v1::submit_invoices_response::RefusedInvoice;
@@ -10,7 +10,7 @@ use billing_proto::{Failure, convert, request, status, v1};
 use futures::StreamExt;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Door, answer, audit, page, rejected, who};
+use super::{Door, OneCommand, audit, page, rejected, status_of, who};
 
 /// Invoices of one stream that travel in one proposal. The next ones gather in the connection's window meanwhile; one
 /// proposal at a time keeps the order of submission, by which equal invoices are claimed.
@@ -41,30 +41,16 @@ impl InvoiceService for Invoices {
         &self,
         request: Request<v1::ClaimInvoicesRequest>,
     ) -> Result<Response<v1::ClaimInvoicesResponse>, Status> {
-        let actor = who::actor(who::WORKER, request.extensions());
-        let command = ClaimInvoices::try_from(request.get_ref()).map_err(rejected)?;
-        let claimed = answer!(self.0.one(actor, Command::ClaimInvoices(command)).await, Reply::Claimed(claimed) => claimed)?;
-        Ok(Response::new(claimed.into()))
+        self.0.call(request).await
     }
 
     async fn get_invoice(
         &self,
         request: Request<v1::GetInvoiceRequest>,
     ) -> Result<Response<v1::GetInvoiceResponse>, Status> {
-        let request = request.into_inner();
-        let invoice = InvoiceId::new(&request.invoice_id).map_err(rejected)?;
-        let wanted = invoice.clone();
-        let read = self
-            .0
-            .read(request.stale_ok, move |ledger| ledger.invoice_view(&wanted))
-            .await?;
-        let view = read
-            .value
-            .ok_or_else(|| status::refused(&Rejection::NotFound { invoice }))?;
-        Ok(Response::new(convert::invoice_to_wire(
-            view,
-            read.applied_index,
-        )))
+        Ok(Response::new(
+            get_invoice(&self.0, request.into_inner()).await?,
+        ))
     }
 
     async fn list_invoices(
@@ -137,22 +123,79 @@ impl InvoiceService for Invoices {
         &self,
         request: Request<v1::CancelInvoiceRequest>,
     ) -> Result<Response<v1::CancelInvoiceResponse>, Status> {
-        let actor = who::actor(who::OPERATOR, request.extensions());
-        let command = CancelInvoice::try_from(request.get_ref()).map_err(rejected)?;
-        let status = answer!(self.0.one(actor, Command::CancelInvoice(command)).await, Reply::Status { status } => status)?;
-        let status = v1::InvoiceStatus::from(status).into();
-        Ok(Response::new(v1::CancelInvoiceResponse { status }))
+        self.0.call(request).await
     }
 
     async fn requeue_invoice(
         &self,
         request: Request<v1::RequeueInvoiceRequest>,
     ) -> Result<Response<v1::RequeueInvoiceResponse>, Status> {
-        let actor = who::actor(who::OPERATOR, request.extensions());
-        let command = RequeueInvoice::try_from(request.get_ref()).map_err(rejected)?;
-        let status = answer!(self.0.one(actor, Command::RequeueInvoice(command)).await, Reply::Status { status } => status)?;
-        let status = v1::InvoiceStatus::from(status).into();
-        Ok(Response::new(v1::RequeueInvoiceResponse { status }))
+        self.0.call(request).await
+    }
+}
+
+/// GetInvoice, however the request came here.
+pub(super) async fn get_invoice(
+    door: &Door,
+    request: v1::GetInvoiceRequest,
+) -> Result<v1::GetInvoiceResponse, Status> {
+    let invoice = InvoiceId::new(&request.invoice_id).map_err(rejected)?;
+    let wanted = invoice.clone();
+    let read = door
+        .read(request.stale_ok, move |ledger| ledger.invoice_view(&wanted))
+        .await?;
+    let view = read
+        .value
+        .ok_or_else(|| status::refused(&Rejection::NotFound { invoice }))?;
+    Ok(convert::invoice_to_wire(view, read.applied_index))
+}
+
+impl OneCommand for v1::ClaimInvoicesRequest {
+    type Response = v1::ClaimInvoicesResponse;
+
+    fn command(self, _: impl FnOnce() -> [u8; 16]) -> Result<Command, OutOfBounds> {
+        ClaimInvoices::try_from(&self).map(Command::ClaimInvoices)
+    }
+
+    fn response(reply: Reply) -> Result<v1::ClaimInvoicesResponse, Status> {
+        match reply {
+            Reply::Claimed(claimed) => Ok(claimed.into()),
+            other => Err(super::unexpected(&other)),
+        }
+    }
+}
+
+impl OneCommand for v1::CancelInvoiceRequest {
+    type Response = v1::CancelInvoiceResponse;
+
+    fn name(&self) -> &str {
+        who::OPERATOR
+    }
+
+    fn command(self, _: impl FnOnce() -> [u8; 16]) -> Result<Command, OutOfBounds> {
+        CancelInvoice::try_from(&self).map(Command::CancelInvoice)
+    }
+
+    fn response(reply: Reply) -> Result<v1::CancelInvoiceResponse, Status> {
+        let status = status_of(reply)?;
+        Ok(v1::CancelInvoiceResponse { status })
+    }
+}
+
+impl OneCommand for v1::RequeueInvoiceRequest {
+    type Response = v1::RequeueInvoiceResponse;
+
+    fn name(&self) -> &str {
+        who::OPERATOR
+    }
+
+    fn command(self, _: impl FnOnce() -> [u8; 16]) -> Result<Command, OutOfBounds> {
+        RequeueInvoice::try_from(&self).map(Command::RequeueInvoice)
+    }
+
+    fn response(reply: Reply) -> Result<v1::RequeueInvoiceResponse, Status> {
+        let status = status_of(reply)?;
+        Ok(v1::RequeueInvoiceResponse { status })
     }
 }
 

@@ -3,15 +3,17 @@
 use std::pin::Pin;
 
 use billing_core::{
-    CloseSession, Command, HolderId, InvoiceId, KeepAlive, ReleaseLease, RenewLease, Reply,
+    CloseSession, Command, HolderId, InvoiceId, KeepAlive, OutOfBounds, ReleaseLease, RenewLease,
+    Reply,
 };
 use billing_proto::v1::lease_service_server::LeaseService;
-use billing_proto::{Failure, request, v1};
-use futures::future::join_all;
+use billing_proto::{request, v1};
 use futures::{Stream, StreamExt, stream};
 use tonic::{Request, Response, Status, Streaming};
 
-use super::{Door, answer, item, page, pipeline, rejected, watch, who};
+use super::{
+    Caller, Door, OneCommand, answer, batch, of, page, pipeline, rejected, unexpected, watch, who,
+};
 
 /// KeepAlive requests that travel in one proposal. More than that gather in the connection's window.
 const KEEP_ALIVES_PER_PROPOSAL: usize = 1_024;
@@ -28,13 +30,7 @@ impl LeaseService for Leases {
         &self,
         request: Request<v1::OpenSessionRequest>,
     ) -> Result<Response<v1::OpenSessionResponse>, Status> {
-        let actor = who::actor(&request.get_ref().holder, request.extensions());
-        let command =
-            request::open_session(request.get_ref(), self.0.draw_id()).map_err(rejected)?;
-        let session = answer!(self.0.one(actor, Command::OpenSession(command)).await, Reply::Session(view) => view)?;
-        Ok(Response::new(v1::OpenSessionResponse {
-            session: Some(session.into()),
-        }))
+        self.0.call(request).await
     }
 
     type KeepAliveStream = KeepAlives;
@@ -60,144 +56,68 @@ impl LeaseService for Leases {
         &self,
         request: Request<v1::CloseSessionRequest>,
     ) -> Result<Response<v1::CloseSessionResponse>, Status> {
-        let actor = who::actor(who::WORKER, request.extensions());
-        let command = CloseSession::try_from(request.get_ref()).map_err(rejected)?;
-        let was_open = answer!(self.0.one(actor, Command::CloseSession(command)).await, Reply::SessionClosed { was_open } => was_open)?;
-        Ok(Response::new(v1::CloseSessionResponse { was_open }))
+        self.0.call(request).await
     }
 
     async fn acquire_lease(
         &self,
         request: Request<v1::AcquireLeaseRequest>,
     ) -> Result<Response<v1::AcquireLeaseResponse>, Status> {
-        let actor = who::actor(holder(request.get_ref()), request.extensions());
+        let actor = who::actor(request.get_ref().name(), request.extensions());
         let command =
             request::acquire_lease(request.get_ref(), self.0.draw_id()).map_err(rejected)?;
-        let leased =
-            answer!(self.0.acquire(actor, command).await, Reply::Leased(leased) => leased)?;
-        Ok(Response::new(leased.into()))
+        let reply = self.0.acquire(actor, command).await.map_err(of)?;
+        Ok(Response::new(v1::AcquireLeaseRequest::response(reply)?))
     }
 
     async fn release_lease(
         &self,
         request: Request<v1::ReleaseLeaseRequest>,
     ) -> Result<Response<v1::ReleaseLeaseResponse>, Status> {
-        let actor = who::actor(who::WORKER, request.extensions());
-        let command = ReleaseLease::try_from(request.get_ref()).map_err(rejected)?;
-        let was_current = answer!(self.0.one(actor, Command::ReleaseLease(command)).await, Reply::Released { was_current } => was_current)?;
-        Ok(Response::new(v1::ReleaseLeaseResponse { was_current }))
+        self.0.call(request).await
     }
 
     async fn renew_lease(
         &self,
         request: Request<v1::RenewLeaseRequest>,
     ) -> Result<Response<v1::RenewLeaseResponse>, Status> {
-        let actor = who::actor(who::WORKER, request.extensions());
-        let command = RenewLease::try_from(request.get_ref()).map_err(rejected)?;
-        let lease = answer!(self.0.one(actor, Command::RenewLease(command)).await, Reply::Renewed(view) => view)?;
-        Ok(Response::new(v1::RenewLeaseResponse {
-            lease: Some(lease.into()),
-        }))
+        self.0.call(request).await
     }
 
     async fn acquire_leases(
         &self,
         request: Request<v1::AcquireLeasesRequest>,
     ) -> Result<Response<v1::AcquireLeasesResponse>, Status> {
-        use v1::acquire_leases_response::{Item, item::Result as Item_};
-        request::items(request.get_ref().items.len()).map_err(rejected)?;
         let (_, extensions, request) = request.into_parts();
-        // Polled in order, so their commands stand in the queue in order, and travel together.
-        let items = join_all(request.items.iter().map(|one| {
-            let actor = who::actor(holder(one), &extensions);
-            let command = request::acquire_lease(one, self.0.draw_id());
-            async move {
-                let granted = match command {
-                    Ok(command) => answer!(item: self.0.acquire(actor, command).await, Reply::Leased(leased) => leased),
-                    Err(out) => Err(item(Failure::Rejected(out.into()))),
-                };
-                let result = granted.map_or_else(Item_::Error, |leased| Item_::Granted(leased.into()));
-                Item { result: Some(result) }
-            }
-        }))
-        .await;
-        Ok(Response::new(v1::AcquireLeasesResponse { items }))
+        let answer = batch::acquire(&self.0, &Caller::new(extensions), request).await?;
+        Ok(Response::new(answer))
     }
 
     async fn release_leases(
         &self,
         request: Request<v1::ReleaseLeasesRequest>,
     ) -> Result<Response<v1::ReleaseLeasesResponse>, Status> {
-        use v1::release_leases_response::{Item, item::Result as Item_};
-        request::items(request.get_ref().items.len()).map_err(rejected)?;
-        let actor = who::actor(who::WORKER, request.extensions());
-        let commands = request
-            .get_ref()
-            .items
-            .iter()
-            .map(|one| ReleaseLease::try_from(one).map(Command::ReleaseLease));
-        let items = self
-            .0
-            .each(actor, commands)
-            .await
-            .into_iter()
-            .map(|result| {
-                let released =
-                    answer!(item: result, Reply::Released { was_current } => was_current);
-                let released = released.map(|was_current| v1::ReleaseLeaseResponse { was_current });
-                Item {
-                    result: Some(released.map_or_else(Item_::Error, Item_::Released)),
-                }
-            })
-            .collect();
-        Ok(Response::new(v1::ReleaseLeasesResponse { items }))
+        let (_, extensions, request) = request.into_parts();
+        let answer = batch::release(&self.0, &Caller::new(extensions), request).await?;
+        Ok(Response::new(answer))
     }
 
     async fn renew_leases(
         &self,
         request: Request<v1::RenewLeasesRequest>,
     ) -> Result<Response<v1::RenewLeasesResponse>, Status> {
-        use v1::renew_leases_response::{Item, item::Result as Item_};
-        request::items(request.get_ref().items.len()).map_err(rejected)?;
-        let actor = who::actor(who::WORKER, request.extensions());
-        let commands = request
-            .get_ref()
-            .items
-            .iter()
-            .map(|one| RenewLease::try_from(one).map(Command::RenewLease));
-        let items = self
-            .0
-            .each(actor, commands)
-            .await
-            .into_iter()
-            .map(|result| {
-                let renewed = answer!(item: result, Reply::Renewed(lease) => lease);
-                let renewed = renewed.map(|lease| v1::RenewLeaseResponse {
-                    lease: Some(lease.into()),
-                });
-                Item {
-                    result: Some(renewed.map_or_else(Item_::Error, Item_::Renewed)),
-                }
-            })
-            .collect();
-        Ok(Response::new(v1::RenewLeasesResponse { items }))
+        let (_, extensions, request) = request.into_parts();
+        let answer = batch::renew(&self.0, &Caller::new(extensions), request).await?;
+        Ok(Response::new(answer))
     }
 
     async fn get_lease(
         &self,
         request: Request<v1::GetLeaseRequest>,
     ) -> Result<Response<v1::GetLeaseResponse>, Status> {
-        let request = request.into_inner();
-        let invoice = InvoiceId::new(&request.invoice_id).map_err(rejected)?;
-        let read = self
-            .0
-            .read(request.stale_ok, move |ledger| ledger.lease(&invoice))
-            .await?;
-        Ok(Response::new(v1::GetLeaseResponse {
-            lease: read.value.map(v1::Lease::from),
-            applied_index: read.applied_index,
-            watch_index: 0,
-        }))
+        Ok(Response::new(
+            get_lease(&self.0, request.into_inner()).await?,
+        ))
     }
 
     async fn list_leases(
@@ -248,12 +168,125 @@ impl LeaseService for Leases {
     }
 }
 
-/// What the one who acquires calls itself; inside a session the ledger knows.
-fn holder(request: &v1::AcquireLeaseRequest) -> &str {
-    if request.session_id.is_empty() {
-        &request.holder
-    } else {
-        who::WORKER
+/// GetLease, however the request came here.
+pub(super) async fn get_lease(
+    door: &Door,
+    request: v1::GetLeaseRequest,
+) -> Result<v1::GetLeaseResponse, Status> {
+    let invoice = InvoiceId::new(&request.invoice_id).map_err(rejected)?;
+    let read = door
+        .read(request.stale_ok, move |ledger| ledger.lease(&invoice))
+        .await?;
+    Ok(v1::GetLeaseResponse {
+        lease: read.value.map(v1::Lease::from),
+        applied_index: read.applied_index,
+        watch_index: 0,
+    })
+}
+
+impl OneCommand for v1::OpenSessionRequest {
+    type Response = v1::OpenSessionResponse;
+
+    fn name(&self) -> &str {
+        &self.holder
+    }
+
+    fn command(self, drawn: impl FnOnce() -> [u8; 16]) -> Result<Command, OutOfBounds> {
+        request::open_session(&self, drawn()).map(Command::OpenSession)
+    }
+
+    fn response(reply: Reply) -> Result<v1::OpenSessionResponse, Status> {
+        let session = session(reply)?;
+        Ok(v1::OpenSessionResponse {
+            session: Some(session),
+        })
+    }
+}
+
+/// Answered under the tag that the caller adds.
+impl OneCommand for v1::KeepAliveRequest {
+    type Response = v1::Session;
+
+    fn command(self, _: impl FnOnce() -> [u8; 16]) -> Result<Command, OutOfBounds> {
+        KeepAlive::try_from(&self).map(Command::KeepAlive)
+    }
+
+    fn response(reply: Reply) -> Result<v1::Session, Status> {
+        session(reply)
+    }
+}
+
+fn session(reply: Reply) -> Result<v1::Session, Status> {
+    match reply {
+        Reply::Session(view) => Ok(view.into()),
+        other => Err(unexpected(&other)),
+    }
+}
+
+impl OneCommand for v1::CloseSessionRequest {
+    type Response = v1::CloseSessionResponse;
+
+    fn command(self, _: impl FnOnce() -> [u8; 16]) -> Result<Command, OutOfBounds> {
+        CloseSession::try_from(&self).map(Command::CloseSession)
+    }
+
+    fn response(reply: Reply) -> Result<v1::CloseSessionResponse, Status> {
+        match reply {
+            Reply::SessionClosed { was_open } => Ok(v1::CloseSessionResponse { was_open }),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+/// One command where it does not wait; a wait is [`Door::acquire`]'s.
+impl OneCommand for v1::AcquireLeaseRequest {
+    type Response = v1::AcquireLeaseResponse;
+
+    fn name(&self) -> &str {
+        batch::holder(self)
+    }
+
+    fn command(self, drawn: impl FnOnce() -> [u8; 16]) -> Result<Command, OutOfBounds> {
+        request::acquire_lease(&self, drawn()).map(Command::AcquireLease)
+    }
+
+    fn response(reply: Reply) -> Result<v1::AcquireLeaseResponse, Status> {
+        match reply {
+            Reply::Leased(leased) => Ok(leased.into()),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+impl OneCommand for v1::ReleaseLeaseRequest {
+    type Response = v1::ReleaseLeaseResponse;
+
+    fn command(self, _: impl FnOnce() -> [u8; 16]) -> Result<Command, OutOfBounds> {
+        ReleaseLease::try_from(&self).map(Command::ReleaseLease)
+    }
+
+    fn response(reply: Reply) -> Result<v1::ReleaseLeaseResponse, Status> {
+        match reply {
+            Reply::Released { was_current } => Ok(v1::ReleaseLeaseResponse { was_current }),
+            other => Err(unexpected(&other)),
+        }
+    }
+}
+
+impl OneCommand for v1::RenewLeaseRequest {
+    type Response = v1::RenewLeaseResponse;
+
+    fn command(self, _: impl FnOnce() -> [u8; 16]) -> Result<Command, OutOfBounds> {
+        RenewLease::try_from(&self).map(Command::RenewLease)
+    }
+
+    fn response(reply: Reply) -> Result<v1::RenewLeaseResponse, Status> {
+        match reply {
+            Reply::Renewed(lease) => Ok(v1::RenewLeaseResponse {
+                lease: Some(lease.into()),
+            }),
+            other => Err(unexpected(&other)),
+        }
     }
 }
 

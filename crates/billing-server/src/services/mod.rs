@@ -4,6 +4,7 @@
 
 mod audit;
 mod backup;
+mod batch;
 mod charge;
 mod cluster;
 mod invoice;
@@ -25,8 +26,8 @@ use billing_proto::v1::invoice_service_server::InvoiceServiceServer;
 use billing_proto::v1::lease_service_server::LeaseServiceServer;
 use billing_proto::{Failure, status};
 use tokio_util::sync::CancellationToken;
-use tonic::Status;
 use tonic::service::RoutesBuilder;
+use tonic::{Extensions, Request, Response, Status};
 
 use crate::node::{Answer, CallError, Consistency, Node};
 use crate::serve::MESSAGE_BYTES_MAX;
@@ -65,6 +66,45 @@ pub struct Door {
     stop: CancellationToken,
 }
 
+/// A request that is one command of the ledger, however it came here.
+trait OneCommand: Sized {
+    type Response;
+
+    /// What the caller calls itself, in the audit log.
+    fn name(&self) -> &str {
+        who::WORKER
+    }
+
+    /// `drawn`: the id that the client may leave to the server.
+    fn command(self, drawn: impl FnOnce() -> [u8; 16]) -> Result<Command, OutOfBounds>;
+
+    /// Shows the reply to that command.
+    fn response(reply: Reply) -> Result<Self::Response, Status>;
+}
+
+/// Whoever calls, or has opened a stream.
+#[derive(Clone)]
+struct Caller {
+    extensions: Extensions,
+    /// Under the name that most go by.
+    worker: Actor,
+}
+
+impl Caller {
+    fn new(extensions: Extensions) -> Caller {
+        let worker = who::actor(who::WORKER, &extensions);
+        Caller { extensions, worker }
+    }
+
+    fn actor(&self, name: &str) -> Actor {
+        if name == who::WORKER {
+            self.worker.clone()
+        } else {
+            who::actor(name, &self.extensions)
+        }
+    }
+}
+
 /// What a read found, and how far the log was applied where it looked.
 pub struct Read<T> {
     pub value: T,
@@ -84,6 +124,20 @@ impl Door {
     /// Resolves when the node shuts down.
     fn stopping(&self) -> impl Future<Output = ()> + Send + use<> {
         self.stop.clone().cancelled_owned()
+    }
+
+    /// A call that is one command.
+    async fn call<R: OneCommand>(
+        &self,
+        request: Request<R>,
+    ) -> Result<Response<R::Response>, Status> {
+        let actor = who::actor(request.get_ref().name(), request.extensions());
+        let command = request
+            .into_inner()
+            .command(|| self.draw_id())
+            .map_err(rejected)?;
+        let reply = self.one(actor, command).await.map_err(of)?;
+        Ok(Response::new(R::response(reply)?))
     }
 
     /// Proposes one command.
@@ -130,11 +184,34 @@ impl Door {
         tokio::select! {
             biased;
             answer = self.node.acquire_waiting(actor, acquire) => heard(answer),
-            // The client withdraws by seq, or repeats its request_id, at another node.
-            () = self.stop.cancelled() => Err(Failure::Unknown(status::outcome_unknown(
-                "this node shuts down while the request waits for its lease",
-            ))),
+            () = self.stop.cancelled() => Err(stopped_waiting()),
         }
+    }
+
+    /// Proposes acquires in one command and waits for all their answers. Dropped meanwhile: as [`Door::acquire`].
+    async fn acquire_each(
+        &self,
+        actor: Actor,
+        acquires: Vec<AcquireLease>,
+    ) -> Vec<Result<Reply, Failure>> {
+        let count = acquires.len();
+        tokio::select! {
+            biased;
+            answers = self.node.acquire_each(actor, acquires) => answers.into_iter().map(heard).collect(),
+            () = self.stop.cancelled() => (0..count).map(|_| Err(stopped_waiting())).collect(),
+        }
+    }
+
+    /// Proposes one command that has `count` items.
+    async fn one_for_each(
+        &self,
+        actor: Actor,
+        count: usize,
+        command: Command,
+    ) -> Vec<Result<Reply, Failure>> {
+        let answer = self.node.propose(actor, command).await;
+        let answers = crate::node::waiting::each(answer, count);
+        answers.into_iter().map(heard).collect()
     }
 
     /// Looks at the ledger: linearizably, or at this node's own state, however old.
@@ -158,6 +235,13 @@ impl Door {
             applied_index,
         })
     }
+}
+
+/// The client withdraws by seq, or repeats its request_id, at another node.
+fn stopped_waiting() -> Failure {
+    Failure::Unknown(status::outcome_unknown(
+        "this node shuts down while the request waits for its lease",
+    ))
 }
 
 /// The ledger's word, or what the lack of one proves.
@@ -206,6 +290,14 @@ fn unexpected(reply: &Reply) -> Status {
         "the ledger answered something else than it was asked"
     );
     status::outcome_unknown("a bug in billingd: the answer is of another kind than the question")
+}
+
+/// The status in which a command has left its invoice, as the wire shows it.
+fn status_of(reply: Reply) -> Result<i32, Status> {
+    match reply {
+        Reply::Status { status } => Ok(billing_proto::v1::InvoiceStatus::from(status).into()),
+        other => Err(unexpected(&other)),
+    }
 }
 
 /// Takes the answer of the kind that the question has: for a whole call, or (`item:`) for one item of it.
