@@ -9,6 +9,7 @@ use bytes::Bytes;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore, oneshot, watch};
 
 use crate::codec::{ENTRY_BYTES_MAX, MARKER_BYTES_MAX, Seed, VOTE_BYTES_MAX};
+use crate::figures::{DiskFigures, SyncTimes};
 use crate::load::{self, Loaded};
 use crate::medium::Pages;
 use crate::writer::{Op, What};
@@ -26,6 +27,7 @@ pub(crate) const TAIL_BYTES_MAX: usize = 32 * 1024 * 1024;
 pub(crate) struct Shared {
     view: Mutex<View>,
     failure: watch::Sender<Option<StoreError>>,
+    pub(crate) sync_times: SyncTimes,
 }
 
 struct View {
@@ -69,6 +71,7 @@ impl Shared {
         Self {
             view: Mutex::new(view),
             failure: watch::Sender::new(None),
+            sync_times: SyncTimes::new(),
         }
     }
 
@@ -220,6 +223,12 @@ impl View {
         Ok(())
     }
 
+    /// The oldest entry that is there.
+    fn first_kept(&self) -> Option<u64> {
+        let all = self.clip(&(0..u64::MAX));
+        (!all.is_empty()).then_some(all.start)
+    }
+
     /// `range` without what was purged or not yet appended.
     fn clip(&self, range: &Range<u64>) -> Range<u64> {
         let begin = self
@@ -238,6 +247,7 @@ pub(crate) struct LogFront {
     pages: Arc<dyn Pages>,
     queue: Arc<Semaphore>,
     submit: Submit,
+    bytes: BytesTaken,
     /// Dropped last: what must outlive the log, such as the folder's lock or the writer's thread.
     _keep: Box<dyn std::any::Any + Send + Sync>,
 }
@@ -246,6 +256,9 @@ pub(crate) struct LogFront {
 /// `Err` gives it back when the writer is gone.
 pub(crate) type Submit = Box<dyn Fn(Op) -> Result<(), Op> + Send + Sync>;
 
+/// What the node's data takes on the disk.
+pub(crate) type BytesTaken = Box<dyn Fn() -> u64 + Send + Sync>;
+
 impl LogFront {
     pub(crate) fn new(
         shared: Arc<Shared>,
@@ -253,6 +266,7 @@ impl LogFront {
         name: String,
         pages: Arc<dyn Pages>,
         submit: Submit,
+        bytes: BytesTaken,
         keep: Box<dyn std::any::Any + Send + Sync>,
     ) -> Self {
         let queue = Arc::new(Semaphore::new(QUEUED_OPS_MAX));
@@ -263,6 +277,7 @@ impl LogFront {
             pages,
             queue,
             submit,
+            bytes,
             _keep: keep,
         }
     }
@@ -528,6 +543,17 @@ impl LogDisk for LogFront {
 
     fn read_some(&self, range: Range<u64>, bytes_max: usize) -> Pending<'_, Vec<Entry>> {
         Box::pin(self.read_entries(range, bytes_max.max(1)))
+    }
+
+    fn figures(&self) -> DiskFigures {
+        let first_index = self.shared.view().first_kept();
+        let (sync_p50, sync_p99) = self.shared.sync_times.percentiles().unzip();
+        DiskFigures {
+            sync_p50,
+            sync_p99,
+            first_index,
+            bytes: (self.bytes)(),
+        }
     }
 
     fn failure(&self) -> watch::Receiver<Option<StoreError>> {

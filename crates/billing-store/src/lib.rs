@@ -5,6 +5,7 @@
 
 mod codec;
 mod error;
+mod figures;
 mod files;
 mod folder;
 mod front;
@@ -25,6 +26,7 @@ use bytes::Bytes;
 
 pub use codec::{ENTRY_BYTES_MAX, MARKER_BYTES_MAX, VOTE_BYTES_MAX};
 pub use error::{FETCH_AGAIN, REJOIN, StoreError};
+pub use figures::DiskFigures;
 pub use folder::{create, inspect, open};
 pub use log::{Done, Entry, LogDisk, LogState, Pending, Purged};
 pub use snapshot::{

@@ -8,7 +8,7 @@ use std::pin::Pin;
 use bytes::Bytes;
 use tokio::sync::watch;
 
-use crate::StoreError;
+use crate::{DiskFigures, StoreError};
 
 /// One entry. Indexes are consecutive; the first of a new log may have any index.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -74,6 +74,9 @@ pub trait LogDisk: Send + Sync + 'static {
 
     /// Like [`LogDisk::read`], but may stop early once `bytes_max` is reached. At least one entry if there is one.
     fn read_some(&self, range: Range<u64>, bytes_max: usize) -> Pending<'_, Vec<Entry>>;
+
+    /// For people: how it does, and how much it holds. Looks at a few files, seldom.
+    fn figures(&self) -> DiskFigures;
 
     /// Turns `Some` once, at the first failure. The process must end then.
     fn failure(&self) -> watch::Receiver<Option<StoreError>>;

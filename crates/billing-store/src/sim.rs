@@ -101,6 +101,17 @@ struct FileBytes {
     synced: usize,
 }
 
+impl Device {
+    fn bytes(&self) -> u64 {
+        let contents = locked(&self.contents);
+        let records = contents.records.iter();
+        let records: usize = records.map(|(key, value)| key.len() + value.len()).sum();
+        let files = contents.files.values();
+        let files: usize = files.map(|file| locked(file).bytes.len()).sum();
+        (records + files) as u64
+    }
+}
+
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
     mutex.lock().unwrap_or_else(PoisonError::into_inner)
 }
@@ -237,12 +248,14 @@ impl SimDisk {
                 TrySendError::Full(op) | TrySendError::Closed(op) => op,
             })
         });
+        let device = Arc::clone(&self.device);
         let log = LogFront::new(
             shared,
             seed,
             "simulated".to_owned(),
             pages,
             submit,
+            Box::new(move || device.bytes()),
             Box::new(()),
         );
         let files = SimFiles {

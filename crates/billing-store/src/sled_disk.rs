@@ -20,6 +20,7 @@ use bytes::Bytes;
 
 use crate::StoreError;
 use crate::codec::{PACK_BYTES_MAX, Seed};
+use crate::figures::FolderBytes;
 use crate::folder::{self, FolderLock};
 use crate::front::{LogFront, QUEUED_OPS_MAX, Shared, TAIL_BYTES_MAX};
 use crate::high::{High, SLOT_BYTES, SLOT_STRIDE, SLOTS};
@@ -305,12 +306,14 @@ pub(crate) fn open(
     });
     let to_writer = Arc::clone(&keep);
     let submit = Box::new(move |op| to_writer.submit(op));
+    let taken = FolderBytes::new(folder);
     Ok(LogFront::new(
         shared,
         seed,
         name,
         pages,
         submit,
+        Box::new(move || taken.get()),
         Box::new(Joins(keep)),
     ))
 }

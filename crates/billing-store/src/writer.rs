@@ -348,7 +348,10 @@ impl<M: Medium> Writer<M> {
             self.medium.apply(std::mem::take(&mut self.batch))?;
         }
         if std::mem::take(&mut self.must_sync) {
+            let began = self.medium.now();
             self.medium.sync().await?;
+            let took = self.medium.now().saturating_sub(began);
+            self.shared.sync_times.note(took);
             self.stage_high()?;
             self.shared
                 .note_durable(self.end.map(|(index, _)| index), self.cuts);

@@ -43,6 +43,28 @@ promises! {
         assert!(disk.snapshots.latest().is_none());
     }
 
+    figures_tell_what_the_disk_holds_and_how_it_does: |device| {
+        let disk = device.create().expect("creates");
+        let new = disk.log.figures();
+        assert_eq!((new.sync_p50, new.sync_p99, new.first_index), (None, None, None));
+        for index in 1..=30 {
+            append(&*disk.log, entries(index..=index)).await.expect("durable");
+        }
+        let used = disk.log.figures();
+        assert!(used.sync_p50.is_some_and(|p50| !p50.is_zero()), "{used:?}");
+        assert!(used.sync_p50 <= used.sync_p99, "{used:?}");
+        assert_eq!(used.first_index, Some(1));
+        disk.log.purge_through(12, bytes("marker")).await.expect("purges");
+        assert_eq!(disk.log.figures().first_index, Some(13));
+        disk.log.purge_through(30, bytes("marker")).await.expect("purges");
+        assert_eq!(disk.log.figures().first_index, None, "none is left");
+        append(&*disk.log, entries(31..=31)).await.expect("durable");
+        let disk = device.reopen(disk).await;
+        let again = disk.log.figures();
+        assert_eq!(again.first_index, Some(31));
+        assert!(again.bytes > 31, "{again:?}");
+    }
+
     what_was_appended_is_read_at_once_and_after_reopening: |device| {
         let disk = device.create().expect("creates");
         let durable = submit(&*disk.log, entries(1..=10)).await.expect("appends");
