@@ -1,15 +1,12 @@
-//! The audit log: one record per transition, each hashed together with the one before it. Keeps the newest records and the
-//! hash that the oldest kept one follows; never changes a record, never decides anything.
+//! What a record of the audit log says, and how records are chained: each is hashed together with the one before it. Keeps
+//! none (audit_log.rs does), decides nothing.
 
 use serde::{Deserialize, Serialize};
-use std::collections::VecDeque;
 use std::fmt;
-use std::sync::Arc;
 
 use crate::command::{Finality, Verdict};
 use crate::digest::write_canonical;
 use crate::ids::*;
-use crate::limits::AUDIT_CHUNK_RECORDS;
 use crate::reply::{LeaseEventKind, ReviewReason};
 
 pub type ChainHash = [u8; 32];
@@ -42,7 +39,7 @@ impl AuditRecord {
         bytes
     }
 
-    fn write_canonical(&self, into: &mut Vec<u8>) {
+    pub(crate) fn write_canonical(&self, into: &mut Vec<u8>) {
         let hashed = (
             self.index,
             self.at,
@@ -357,193 +354,5 @@ impl fmt::Display for What {
         } else {
             write!(f, "{}: {detail}", self.word())
         }
-    }
-}
-
-/// The kept records, oldest first, in chunks that snapshots share.
-#[derive(Clone, Default)]
-pub(crate) struct AuditLog {
-    chunks: VecDeque<Arc<Chunk>>,
-    kept: usize,
-    last: u64,
-    /// The hash of the newest record, or CHAIN_START.
-    head: ChainHash,
-    /// What the oldest kept record follows.
-    anchor: ChainHash,
-}
-
-/// Consecutive records, and which invoices may stand in them: a history looks only into the chunks that matter.
-#[derive(Clone)]
-struct Chunk {
-    records: Vec<AuditRecord>,
-    /// Two bits per invoice. A set bit says perhaps, a clear one says no.
-    perhaps: Box<[u64; PERHAPS_WORDS]>,
-}
-
-const PERHAPS_WORDS: usize = AUDIT_CHUNK_RECORDS / 8; // Eight bits per record: about one chunk in twenty is read in vain.
-
-/// Where the two bits of an invoice stand: FNV-1a, because it needs no more than to spread.
-fn perhaps_bits(invoice: &InvoiceId) -> [(usize, u64); 2] {
-    let mixed = invoice
-        .as_str()
-        .bytes()
-        .fold(0xcbf2_9ce4_8422_2325_u64, |hash, byte| {
-            (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
-        });
-    [mixed >> 32, mixed & 0xffff_ffff].map(|half| {
-        let bit = half % (PERHAPS_WORDS as u64 * 64);
-        (usize::try_from(bit / 64).unwrap_or(0), 1 << (bit % 64))
-    })
-}
-
-impl Chunk {
-    fn new() -> Self {
-        Self {
-            records: Vec::with_capacity(AUDIT_CHUNK_RECORDS),
-            perhaps: Box::new([0; PERHAPS_WORDS]),
-        }
-    }
-
-    fn push(&mut self, record: AuditRecord) {
-        if let Some(invoice) = &record.invoice {
-            for (word, bit) in perhaps_bits(invoice) {
-                self.perhaps[word] |= bit;
-            }
-        }
-        self.records.push(record);
-    }
-
-    fn may_hold(&self, invoice: &InvoiceId) -> bool {
-        perhaps_bits(invoice)
-            .into_iter()
-            .all(|(word, bit)| self.perhaps[word] & bit != 0)
-    }
-}
-
-/// How a snapshot carries the log.
-#[derive(Serialize, Deserialize)]
-pub(crate) struct AuditSaved {
-    anchor: ChainHash,
-    records: Vec<AuditRecord>,
-    last: u64,
-}
-
-impl AuditLog {
-    pub fn last_index(&self) -> u64 {
-        self.last
-    }
-
-    pub fn head(&self) -> ChainHash {
-        self.head
-    }
-
-    pub fn anchor(&self) -> ChainHash {
-        self.anchor
-    }
-
-    pub fn len(&self) -> usize {
-        self.kept
-    }
-
-    /// Takes a record whose index and hash are still open, closes both, and drops the oldest chunk beyond `records_max`.
-    pub fn push(&mut self, mut record: AuditRecord, records_max: usize, scratch: &mut Vec<u8>) {
-        record.index = self.last + 1;
-        scratch.clear();
-        record.write_canonical(scratch);
-        record.hash = chain_hash(&self.head, scratch);
-        self.append(record);
-        while self.kept > records_max && self.chunks.len() > 1 {
-            self.drop_oldest();
-        }
-    }
-
-    fn append(&mut self, record: AuditRecord) {
-        self.last = record.index;
-        self.head = record.hash;
-        if self
-            .chunks
-            .back()
-            .is_none_or(|chunk| chunk.records.len() == AUDIT_CHUNK_RECORDS)
-        {
-            self.chunks.push_back(Arc::new(Chunk::new()));
-        }
-        if let Some(chunk) = self.chunks.back_mut() {
-            Arc::make_mut(chunk).push(record);
-            self.kept += 1;
-        }
-    }
-
-    fn drop_oldest(&mut self) {
-        let Some(chunk) = self.chunks.pop_front() else {
-            return;
-        };
-        self.kept -= chunk.records.len();
-        if let Some(newest) = chunk.records.last() {
-            self.anchor = newest.hash;
-        }
-    }
-
-    pub fn get(&self, index: u64) -> Option<&AuditRecord> {
-        let nth = usize::try_from(index.checked_sub(self.first_index())?).ok()?;
-        // Only the last chunk may be short, and a load fills chunks from the first kept record on.
-        self.chunks
-            .get(nth / AUDIT_CHUNK_RECORDS)?
-            .records
-            .get(nth % AUDIT_CHUNK_RECORDS)
-    }
-
-    pub fn first_index(&self) -> u64 {
-        self.last + 1 - self.kept as u64
-    }
-
-    pub fn from(&self, index: u64) -> impl Iterator<Item = &AuditRecord> {
-        (index.max(self.first_index())..=self.last).map_while(|index| self.get(index))
-    }
-
-    pub fn of_invoice<'a>(
-        &'a self,
-        invoice: &'a InvoiceId,
-    ) -> impl Iterator<Item = &'a AuditRecord> {
-        let chunks = self.chunks.iter().filter(|chunk| chunk.may_hold(invoice));
-        chunks
-            .flat_map(|chunk| &chunk.records)
-            .filter(|record| record.invoice.as_ref() == Some(invoice))
-    }
-
-    pub fn save(&self) -> AuditSaved {
-        AuditSaved {
-            anchor: self.anchor,
-            records: self.from(0).cloned().collect(),
-            last: self.last,
-        }
-    }
-
-    /// Refuses records that do not follow each other.
-    pub fn load(saved: AuditSaved) -> Result<Self, BrokenChain> {
-        verify_chain(&saved.records, saved.anchor)?;
-        // Whole chunks are dropped, so the oldest kept record opens one; an empty log never held any.
-        let (first, last) = match (saved.records.first(), saved.records.last()) {
-            (Some(first), Some(last)) => (first.index, last.index),
-            (None, _) | (_, None) => (1, 0),
-        };
-        if last != saved.last
-            || first == 0
-            || !(first - 1).is_multiple_of(AUDIT_CHUNK_RECORDS as u64)
-        {
-            return Err(BrokenChain::Gap {
-                previous: saved.last,
-                index: first,
-            });
-        }
-        let mut log = Self {
-            head: saved.anchor,
-            anchor: saved.anchor,
-            last: saved.last,
-            ..Self::default()
-        };
-        for record in saved.records {
-            log.append(record);
-        }
-        Ok(log)
     }
 }

@@ -3,6 +3,7 @@
 
 mod attempts;
 pub mod audit;
+mod audit_log;
 mod claims;
 mod invariants;
 mod invoices;
@@ -29,7 +30,8 @@ use crate::ids::*;
 use crate::limits::*;
 use crate::rejection::Rejection;
 use crate::reply::{Alarm, Applied, InvoiceStatus, Reply, WaiterAnswer};
-use audit::{AuditLog, AuditRecord, CHAIN_START, What};
+use audit::{AuditRecord, CHAIN_START, What};
+use audit_log::AuditLog;
 use state::{DueKey, Ended, Invoice, Session};
 
 pub use invariants::Broken;

@@ -160,18 +160,13 @@ impl Ledger {
     /// What happened to an invoice, oldest first, as far back as the audit log reaches.
     #[must_use]
     pub fn history(&self, id: &InvoiceId) -> Vec<AuditRecord> {
-        self.audit.of_invoice(id).cloned().collect()
+        self.audit.of_invoice(id).collect()
     }
 
     /// Records from `index` on (0: from the oldest kept), and the hash that the first of them follows.
     #[must_use]
     pub fn audit(&self, index: u64, limit: usize) -> (Vec<AuditRecord>, ChainHash) {
-        let records: Vec<AuditRecord> = self
-            .audit
-            .from(index)
-            .take(limit.min(PAGE_MAX))
-            .cloned()
-            .collect();
+        let records: Vec<AuditRecord> = self.audit.from(index).take(limit.min(PAGE_MAX)).collect();
         let anchor = records
             .first()
             .and_then(|first| self.audit_hash_before(first.index));
@@ -184,9 +179,7 @@ impl Ledger {
         if index == self.audit.first_index() {
             return Some(self.audit.anchor());
         }
-        self.audit
-            .get(index.checked_sub(1)?)
-            .map(|before| before.hash)
+        self.audit.hash_of(index.checked_sub(1)?)
     }
 
     /// The newest record's index; 0: none yet.

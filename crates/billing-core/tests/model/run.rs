@@ -463,9 +463,11 @@ impl Run {
 
     /// The second ledger is written down and read back.
     fn reborn(&mut self) -> Result<(), String> {
-        let bytes = postcard::to_stdvec(&self.replica).map_err(|error| error.to_string())?;
-        self.replica =
-            postcard::from_bytes(&bytes).map_err(|error| format!("I7: snapshot: {error}"))?;
+        let mut bytes = Vec::new();
+        let written = self.replica.write_to(&mut bytes);
+        written.map_err(|error| error.to_string())?;
+        self.replica = Ledger::read_from(&mut bytes.as_slice())
+            .map_err(|error| format!("I7: snapshot: {error}"))?;
         if self.ledger.state_hash() != self.replica.state_hash() {
             return Err("I7: a ledger read from a snapshot has another state hash".into());
         }
