@@ -5,7 +5,7 @@ use std::{sync::Arc, time::Duration};
 
 use billing_env::Env;
 
-use crate::{life::Trust, nodes::Nodes};
+use crate::{background::Background, life::Trust, nodes::Nodes};
 
 /// How wrong the clock of this machine or of a node may run. 1 %, far beyond any healthy quartz.
 const DRIFT_DEFAULT: f64 = 0.01;
@@ -32,6 +32,7 @@ pub(crate) struct Inner {
     pub trust: Trust,
     pub deadline: Duration,
     pub attempt: Duration,
+    pub background: Background,
 }
 
 impl Client {
@@ -160,6 +161,7 @@ impl ClientBuilder {
             trust,
             deadline: self.deadline,
             attempt: self.attempt,
+            background: Background::default(),
         };
         Ok(Client {
             inner: Arc::new(inner),

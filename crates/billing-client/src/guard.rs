@@ -43,7 +43,8 @@ impl Client {
     /// Acquires a lease without a session: it lives for `ttl` (1 s to 300 s; without one, for the longest) unless renewed.
     ///
     /// For a script or a single job. A process with many leases opens a session, which keeps them all alive.
-    /// A lost answer, or a dropped future, is withdrawn in the background, as with [`Session::acquire`].
+    /// A lost answer, or a dropped future, is withdrawn in the background, as with [`Session::acquire`]; whoever exits
+    /// thereupon awaits [`Client::given_back`] first.
     pub async fn acquire(
         &self,
         invoice_id: &str,
@@ -95,9 +96,13 @@ impl Drop for Withdrawal {
     fn drop(&mut self) {
         if self.armed {
             let (client, session) = (self.client.clone(), self.session);
-            self.runtime.spawn(async move {
-                if let Err(failure) = client.withdraw(session, IMPLICIT_SEQ).await {
-                    tracing::debug!(%session, %failure, "not withdrawn; it ends by its TTL");
+            self.client.behind(&self.runtime, async move {
+                match client.withdraw(session, IMPLICIT_SEQ).await {
+                    Ok(_) | Err(Failure::Rejected(_)) => true,
+                    Err(failure @ (Failure::NotApplied(_) | Failure::Unknown(_))) => {
+                        tracing::debug!(%session, %failure, "not withdrawn; it ends by its TTL");
+                        false
+                    }
                 }
             });
         }
@@ -312,10 +317,14 @@ impl Drop for LeaseGuard {
         match &self.owner {
             Owner::Session(session) => session.chore(Chore::Release { invoice_id, token }),
             Owner::Alone(client, runtime) => {
-                let client = client.clone();
-                runtime.spawn(async move {
-                    if let Err(failure) = client.release_lease(&invoice_id, token).await {
-                        tracing::debug!(invoice = invoice_id, %failure, "not released; it ends by its TTL");
+                let releasing = client.clone();
+                client.behind(runtime, async move {
+                    match releasing.release_lease(&invoice_id, token).await {
+                        Ok(_) | Err(Failure::Rejected(_)) => true,
+                        Err(failure @ (Failure::NotApplied(_) | Failure::Unknown(_))) => {
+                            tracing::debug!(invoice = invoice_id, %failure, "not released; it ends by its TTL");
+                            false
+                        }
                     }
                 });
             }

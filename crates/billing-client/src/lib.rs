@@ -18,6 +18,7 @@
 //! runtime on which it was opened.
 
 mod audit;
+mod background;
 mod calls;
 mod charges;
 mod cluster;
