@@ -72,6 +72,27 @@ impl Transcript {
         self
     }
 
+    /// As `run`, for what says how fast this machine is: figures are not compared.
+    fn timed(&mut self, code: u8, line: &str) -> &mut Self {
+        let begun = self.text.len();
+        self.run(code, line);
+        let said = self.text.split_off(begun);
+        let (asked, said) = said.split_once('\n').unwrap_or_default();
+        let mut shown = format!("{asked}\n");
+        for c in said.chars() {
+            // A figure stands behind a space; `p99`, `2>` and `[0]` are none.
+            let goes_on = shown.ends_with('#');
+            let figure = c.is_ascii_digit() && (goes_on || shown.ends_with([' ', '.']));
+            if !figure {
+                shown.push(c);
+            } else if !goes_on {
+                shown.push('#');
+            }
+        }
+        self.text.push_str(&shown);
+        self
+    }
+
     fn check(&self) {
         let path = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests/golden")
@@ -152,6 +173,8 @@ fn help() {
         "audit",
         "audit read",
         "audit verify",
+        "bench",
+        "doctor",
         "completion",
     ] {
         help.run(0, &format!("{words} --help"));
@@ -324,6 +347,60 @@ fn members() {
 }
 
 #[test]
+fn bench() {
+    Transcript::new("bench")
+        .timed(0, "bench --seconds 1 --callers 2")
+        .timed(0, "bench --seconds 1 --callers 2 -o json")
+        .run(2, "bench --callers 0")
+        .run(2, "bench --seconds 10s")
+        .check();
+    Transcript::of("bench-unreachable", Script::default())
+        .run(2, "bench --seconds 1")
+        .check();
+}
+
+#[test]
+fn doctor() {
+    Transcript::new("doctor")
+        .run(0, "doctor")
+        .run(0, "doctor -o json")
+        .run(0, "doctor -o name")
+        .run(0, "--endpoints 127.0.0.1:7102 doctor")
+        .on(0, "doctor", &columns(78))
+        .check();
+    let ill = Script {
+        ill: true,
+        learner: true,
+        torn: true,
+        ..Script::three()
+    };
+    Transcript::of("doctor-ill", ill)
+        .run(1, "doctor")
+        .run(1, "doctor -o jsonl")
+        .run(1, "doctor -o name")
+        .on(1, "doctor", &columns(78))
+        .check();
+    let leaderless = Script {
+        leaderless: true,
+        ..Script::three()
+    };
+    Transcript::of("doctor-leaderless", leaderless)
+        .run(1, "--endpoints 127.0.0.1:7101,127.0.0.1:9 doctor")
+        .check();
+    let alone = Script {
+        nodes: vec!["127.0.0.1:7101"],
+        ..Script::default()
+    };
+    Transcript::of("doctor-alone", alone)
+        .run(0, "--endpoints 127.0.0.1:7101 doctor")
+        .check();
+    Transcript::of("doctor-unreachable", Script::default())
+        .run(2, "doctor")
+        .run(2, "doctor -o json")
+        .check();
+}
+
+#[test]
 fn a_node_that_is_down_is_shown_and_the_exit_code_says_so() {
     let two = Script {
         nodes: vec!["127.0.0.1:7101", "127.0.0.1:7102"],
@@ -371,6 +448,7 @@ fn each_exit_code_has_its_words() {
             3,
             "--timeout 300ms lease force-release inv-lost --reason gone",
         )
+        .run(2, "--timeout 300ms lease acquire inv-lost")
         .run(2, "lease acquire inv-7 --ttl 30")
         .run(2, "lease acquire inv-7 --ttl soon")
         .run(2, "lease release inv-7 abc")
@@ -378,6 +456,13 @@ fn each_exit_code_has_its_words() {
         .run(2, "invoice list --status OPEN")
         .run(2, "--endpoints nowhere lease list")
         .run(2, "frobnicate")
+        .check();
+    let deaf = Script {
+        deaf: true,
+        ..Script::three()
+    };
+    Transcript::of("errors-deaf", deaf)
+        .run(3, "--timeout 300ms lease acquire inv-lost")
         .check();
     Transcript::of("unreachable", Script::default())
         .run(2, "lease get inv-7")

@@ -58,6 +58,8 @@ pub struct Script {
     pub forged: Option<u64>,
     /// Sessions end at their first keep-alive.
     pub sessions_end: bool,
+    /// The answer to a withdrawal is lost as well.
+    pub deaf: bool,
     /// Whatever `doctor` knows to look for is found somewhere.
     pub ill: bool,
     /// Node 4 belongs as a learner that lags, at an address where nobody listens.

@@ -1,7 +1,7 @@
 //! The cluster as commands see it: billing-client, with every failure already in words. Decides nothing about retries or
 //! leaders; the client does.
 
-use std::pin::Pin;
+use std::{pin::Pin, time::Duration};
 
 use billing_client::{
     AcquireOptions, Client, FencingToken, LeaseGuard, Session, SessionOptions, Submitted,
@@ -23,6 +23,7 @@ pub struct Cluster {
     client: Client,
     endpoints: Vec<String>,
     env: Env,
+    timeout: Duration,
     /// Whether any endpoint accepted a connection, once that was tried.
     listening: OnceCell<bool>,
 }
@@ -51,6 +52,7 @@ impl Cluster {
             client,
             endpoints,
             env,
+            timeout: global.timeout,
             listening: OnceCell::new(),
         })
     }
@@ -80,20 +82,37 @@ impl Cluster {
         }
     }
 
-    /// A lease without a session; nobody keeps it alive.
+    /// A lease without a session; nobody keeps it alive. When its answer is lost, waits until the request is taken back, so that
+    /// nothing stands which nobody knows of.
     pub async fn acquire_lease(
         &self,
         invoice_id: &str,
         holder: &str,
         options: AcquireOptions,
     ) -> Result<LeaseGuard, Problem> {
-        self.told(
-            self.client()
-                .await?
-                .acquire(invoice_id, holder, options)
-                .await,
-        )
-        .await
+        let client = self.client().await?;
+        match client.acquire(invoice_id, holder, options).await {
+            Ok(guard) => Ok(guard),
+            Err(failure) => {
+                // The withdrawal tries as long as one call may take.
+                let given_back = client.given_back(self.timeout).await;
+                Err(match (failure, given_back) {
+                    (Failure::Unknown(status), true) => Problem::failed(
+                        format!(
+                            "the answer was lost, and the request was taken back: {}",
+                            status.message()
+                        ),
+                        "nothing is held; repeat",
+                    ),
+                    (failure, _) => {
+                        let until = "it may be held until its TTL has passed: billingctl lease get";
+                        self.explain(failure)
+                            .await
+                            .look_at(&format!("{until} {invoice_id}"))
+                    }
+                })
+            }
+        }
     }
 
     pub async fn open_session(&self, options: SessionOptions) -> Result<Session, Problem> {

@@ -6,6 +6,7 @@
 mod args;
 mod cluster;
 mod commands;
+mod doctor;
 mod failure;
 mod invoices;
 mod output;

@@ -1,5 +1,6 @@
 //! Decides how a command is written: names, flags, defaults and every word of `--help`. Never talks to a cluster.
 
+mod bench;
 mod cluster;
 
 use std::{ffi::OsString, path::PathBuf, time::Duration};
@@ -7,6 +8,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
+pub use bench::Bench;
 pub use cluster::{Add, Cluster, Promote, Remove};
 
 /// The three nodes that `make cluster` starts.
@@ -32,6 +34,12 @@ Examples:
 
 JSON fields are named as in proto/billing/v1. Tokens are strings, since they do not fit a double; bytes \
 are hex, times are RFC 3339, spans are milliseconds.";
+
+const DOCTOR_EXAMPLES: &str = "\
+Examples:
+  billingctl doctor
+  billingctl doctor -o json | jq -r '.checks[] | select(.level == \"FAIL\") | .said'
+  billingctl doctor -o name            only the checks that are not ok";
 
 /// Asks, orders and repairs a billingd cluster: the cluster that makes sure an invoice is charged once.
 #[derive(Debug, Parser)]
@@ -97,6 +105,16 @@ pub enum Noun {
     /// The hash chain of everything that ever changed.
     #[command(subcommand)]
     Audit(Audit),
+    /// Measure how many leases a second this cluster grants and takes back.
+    Bench(Bench),
+    /// Look at everything that an operator would look at, one line per check.
+    ///
+    /// Asks every endpoint and every member of the cluster, twice, and changes nothing. Each line says ok, WARN or FAIL; below
+    /// a WARN or FAIL stands what to do.
+    ///
+    /// Ends with 0 when nothing fails (warnings are no failure), with 1 when something fails, with 2 when no node could be asked.
+    #[command(after_help = DOCTOR_EXAMPLES)]
+    Doctor,
     /// Print a completion script for a shell.
     ///
     /// bash: source <(billingctl completion bash);

@@ -1,7 +1,10 @@
 //! `billingctl cluster members|add|promote|remove|transfer-leader`: who belongs to the cluster. Decides what is said before a
 //! node leaves for ever, and how a newcomer is waited for; the cluster decides whether any of it may happen.
 
-use std::{io::Read, time::Duration};
+use std::{
+    io::{BufRead, BufReader, Read},
+    time::Duration,
+};
 
 use super::{Context, signals::Signals};
 use crate::{
@@ -184,22 +187,17 @@ fn confirm(context: &mut Context<'_, '_>, node_id: u64, left: &str) -> Result<()
 /// A longer answer is not a yes.
 const ANSWER_BYTES_MAX: u64 = 64;
 
-/// One line, read byte by byte so that nothing behind it is taken.
 fn line(stdin: &mut dyn Read) -> Result<String, Problem> {
-    let mut line = Vec::new();
-    for byte in stdin.bytes().take(ANSWER_BYTES_MAX as usize) {
-        match byte {
-            Ok(b'\n') => break,
-            Ok(byte) => line.push(byte),
-            Err(error) => {
-                return Err(Problem::failed(
-                    format!("cannot read the answer: {error}"),
-                    "say --yes instead",
-                ));
-            }
-        }
-    }
-    Ok(String::from_utf8_lossy(&line).into_owned())
+    let mut line = String::new();
+    BufReader::new(stdin.take(ANSWER_BYTES_MAX))
+        .read_line(&mut line)
+        .map_err(|error| {
+            Problem::failed(
+                format!("cannot read the answer: {error}"),
+                "say --yes instead",
+            )
+        })?;
+    Ok(line)
 }
 
 pub async fn transfer_leader(

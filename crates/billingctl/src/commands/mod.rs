@@ -1,9 +1,11 @@
 //! Decides which question or order each command line becomes: one file per noun. Rules live in the cluster, looks in `output`.
 
 mod audit;
+mod bench;
 mod charge;
 mod cluster;
 mod completion;
+mod doctor;
 mod hold;
 mod invoice;
 mod lease;
@@ -65,6 +67,8 @@ pub async fn run(cli: Cli, env: Env, streams: &mut Streams<'_>) -> Result<Exit, 
         Noun::Charge(verb) => charge::run(context, verb).await,
         Noun::Cluster(verb) => cluster::run(context, verb).await,
         Noun::Audit(verb) => audit::run(context, verb).await,
+        Noun::Bench(bench) => bench::run(context, bench).await,
+        Noun::Doctor => doctor::run(context).await,
         Noun::Completion { shell } => completion::print(shell, context.streams.stdout),
     }
 }

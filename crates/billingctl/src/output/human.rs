@@ -19,6 +19,31 @@ pub fn span(ms: u64) -> String {
     }
 }
 
+/// Microseconds as `4.2ms`. Rounded down.
+pub fn tenths_of_ms(us: u64) -> String {
+    format!("{}.{}ms", us / 1_000, us % 1_000 / 100)
+}
+
+/// `3.3 MiB`. Rounded down, to a tenth.
+pub fn bytes(count: u64) -> String {
+    const UNITS: [&str; 5] = ["B", "KiB", "MiB", "GiB", "TiB"];
+    let mut unit = 0;
+    let mut below = 1_u64;
+    while unit + 1 < UNITS.len() && count / below >= 1_024 {
+        below *= 1_024;
+        unit += 1;
+    }
+    match unit {
+        0 => format!("{count} B"),
+        _ => format!(
+            "{}.{} {}",
+            count / below,
+            count % below * 10 / below,
+            UNITS[unit]
+        ),
+    }
+}
+
 /// Text of others (a holder's name, a provider's code) as it may stand on a terminal: control characters, which could
 /// move the cursor and forge a line, are spelled out.
 pub fn clean(text: &str) -> String {
@@ -58,6 +83,22 @@ mod tests {
         ] {
             assert_eq!(span(ms), said);
         }
+    }
+
+    #[test]
+    fn bytes_are_said_in_a_unit_that_people_compare() {
+        let said = [0, 1_023, 1_024, 3_500_000, 7 << 30, u64::MAX].map(bytes);
+        assert_eq!(
+            said,
+            [
+                "0 B",
+                "1023 B",
+                "1.0 KiB",
+                "3.3 MiB",
+                "7.0 GiB",
+                "16777215.9 TiB"
+            ]
+        );
     }
 
     #[test]

@@ -3,6 +3,7 @@
 //! A command hands over either one thing ([`Printer::one`]) or rows, page by page ([`Printer::listing`]); what a thing looks
 //! like to people and to programs stands beside its JSON form in `json.rs`.
 
+mod doctor;
 mod human;
 pub mod json;
 pub mod members;
@@ -15,7 +16,7 @@ use serde::Serialize;
 
 use crate::args::Format;
 
-pub use human::{clean, span};
+pub use human::{bytes, clean, span, tenths_of_ms};
 
 /// A row of a list.
 pub trait Row: Serialize {
@@ -65,6 +66,11 @@ impl<'a> Printer<'a> {
         }
         writeln!(self.out)?;
         table::card(self.out, &lines, self.columns)
+    }
+
+    /// For people only: columns without headers.
+    pub fn rows(&mut self, rows: &[[String; 3]]) -> io::Result<()> {
+        table::rows(self.out, rows, self.columns)
     }
 
     pub fn one(&mut self, card: &impl Card) -> io::Result<()> {

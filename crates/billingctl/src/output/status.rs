@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use billing_proto::v1;
 use serde::Serialize;
 
-use super::{Card, Row, json, span};
+use super::{Card, Row, bytes, json, span, tenths_of_ms};
 
 /// What one endpoint answered, or why it did not.
 #[derive(Debug, Serialize)]
@@ -44,6 +44,13 @@ pub struct NodeStatus {
     pub version: String,
     pub format: u32,
     pub paused_providers: Vec<String>,
+    /// Null: the node is of an older version.
+    pub wall_time: Option<String>,
+    pub fsync_p50_us: u64,
+    pub fsync_p99_us: u64,
+    pub first_log_index: u64,
+    pub data_bytes: u64,
+    pub waiters: u64,
 }
 
 #[derive(Debug, Serialize)]
@@ -57,34 +64,70 @@ pub struct Member {
 
 impl From<v1::GetStatusResponse> for NodeStatus {
     fn from(said: v1::GetStatusResponse) -> Self {
+        let v1::GetStatusResponse {
+            node_id,
+            ledger_id,
+            role,
+            term,
+            leader_id,
+            leader_address,
+            members,
+            last_log_index,
+            committed_index,
+            applied_index,
+            snapshot_index,
+            cluster_time_ms,
+            state_hash,
+            state_hash_index,
+            charges_allowed,
+            invoices,
+            leases,
+            sessions,
+            wall_clock_alarm,
+            charge_alarms,
+            version,
+            format,
+            paused_providers,
+            wall_time,
+            fsync_p50_us,
+            fsync_p99_us,
+            first_log_index,
+            data_bytes,
+            waiters,
+        } = said;
         NodeStatus {
-            node_id: said.node_id,
-            ledger_id: said.ledger_id,
-            role: json::role(said.role),
-            term: said.term,
-            leader_id: said.leader_id,
-            leader_address: said.leader_address,
-            members: said.members.into_iter().map(Member::from).collect(),
-            last_log_index: said.last_log_index,
-            committed_index: said.committed_index,
-            applied_index: said.applied_index,
-            snapshot_index: said.snapshot_index,
-            cluster_time_ms: said.cluster_time_ms,
-            state_hash: json::hex(&said.state_hash),
-            state_hash_index: said.state_hash_index,
-            charges_allowed: said.charges_allowed,
-            invoices: said
-                .invoices
+            node_id,
+            ledger_id,
+            role: json::role(role),
+            term,
+            leader_id,
+            leader_address,
+            members: members.into_iter().map(Member::from).collect(),
+            last_log_index,
+            committed_index,
+            applied_index,
+            snapshot_index,
+            cluster_time_ms,
+            state_hash: json::hex(&state_hash),
+            state_hash_index,
+            charges_allowed,
+            invoices: invoices
                 .into_iter()
                 .map(|count| (json::status(count.status), count.count))
                 .collect(),
-            leases: said.leases,
-            sessions: said.sessions,
-            wall_clock_alarm: said.wall_clock_alarm,
-            charge_alarms: said.charge_alarms,
-            version: said.version,
-            format: said.format,
-            paused_providers: said.paused_providers,
+            leases,
+            sessions,
+            wall_clock_alarm,
+            charge_alarms,
+            version,
+            format,
+            paused_providers,
+            wall_time: wall_time.as_ref().map(json::time),
+            fsync_p50_us,
+            fsync_p99_us,
+            first_log_index,
+            data_bytes,
+            waiters,
         }
     }
 }
@@ -173,6 +216,22 @@ impl Report {
         first != 0 && leaders.all(|leader| leader == first)
     }
 
+    /// What the fullest node keeps, and how long the slowest disk takes; empty: no node says.
+    fn data(&self) -> String {
+        let statuses = || self.nodes.iter().filter_map(|node| node.status.as_ref());
+        let kept = statuses().map(|status| status.data_bytes).max();
+        let slowest = statuses().max_by_key(|status| status.fsync_p50_us);
+        match (kept, slowest) {
+            (Some(kept), Some(slowest)) if kept > 0 || slowest.fsync_p50_us > 0 => format!(
+                "{} at most, a batch durable in {} median, {} p99 at worst",
+                bytes(kept),
+                tenths_of_ms(slowest.fsync_p50_us),
+                tenths_of_ms(slowest.fsync_p99_us)
+            ),
+            _ => String::new(),
+        }
+    }
+
     /// The ledger as the node sees it that has applied most.
     fn newest(&self) -> Option<&NodeStatus> {
         self.nodes
@@ -207,11 +266,13 @@ impl Card for Report {
             ("ledger", status.ledger_id.clone()),
             ("invoices", invoices),
             ("leases", status.leases.to_string()),
+            ("waiting", status.waiters.to_string()),
             ("sessions", status.sessions.to_string()),
             ("charges", charges.to_owned()),
             ("paused", status.paused_providers.join(", ")),
             ("cluster time", span(status.cluster_time_ms)),
             ("version", status.version.clone()),
+            ("data", self.data()),
             (
                 "members",
                 status

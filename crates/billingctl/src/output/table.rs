@@ -100,6 +100,26 @@ pub fn card(
     write_lines(out, &table)
 }
 
+/// Columns without headers, of which the last one breaks its lines where the terminal is narrow.
+pub fn rows(out: &mut dyn Write, rows: &[[String; 3]], terminal: Option<u16>) -> io::Result<()> {
+    let mut table = empty_table();
+    if let Some(terminal) = terminal {
+        table
+            .set_content_arrangement(ContentArrangement::Dynamic)
+            .set_width(terminal.max(CARD_COLUMNS_MIN));
+    }
+    for row in rows {
+        table.add_row(row.iter().map(|cell| clean(cell)));
+    }
+    for nth in 0..2 {
+        if let Some(column) = table.column_mut(nth) {
+            column.set_constraint(ColumnConstraint::ContentWidth);
+        }
+    }
+    align(&mut table);
+    write_lines(out, &table)
+}
+
 /// Labels need some of it; narrower terminals break the lines themselves.
 const CARD_COLUMNS_MIN: u16 = 40;
 
