@@ -4,8 +4,9 @@
 //! One header, chunks in order without a gap, one trailer. Each chunk has its CRC; the trailer's BLAKE3 covers the header and
 //! every byte, so that no two good halves make a whole.
 
-use std::io::{self, Read, Write};
+use std::io::{self, BufReader, Read, Seek, Write};
 
+use billing_core::{BadSnapshot, Ledger};
 use prost::Message;
 
 use crate::v1::{BackupChunk, BackupHeader, BackupResponse, BackupTrailer, backup_response::Part};
@@ -34,6 +35,11 @@ pub enum BackupError {
     /// `at`: how many bytes of the ledger were good.
     #[error("the backup is damaged {at} bytes into the ledger: {what}")]
     Damaged { at: u64, what: &'static str },
+    /// Whole, and yet not what a cluster makes.
+    #[error("the ledger in the backup cannot be used: {0}")]
+    Ledger(BadSnapshot),
+    #[error("the ledger in the backup is not the one that its header names")]
+    OtherLedger,
     #[error("the backup cannot be read: {0}")]
     Io(#[from] io::Error),
 }
@@ -271,6 +277,72 @@ impl<R: Read> Read for Reader<R> {
                 None => return Ok(0),
             }
         }
+    }
+}
+
+/// Verifies all of it: first every byte, then the ledger inside, its invariants, its audit chain, and that it hashes to what
+/// the header says. `progress` hears how many bytes are done, of twice the file's content.
+pub fn verify(
+    from: &mut (impl Read + Seek),
+    mut progress: impl FnMut(u64),
+) -> Result<(Whole, Ledger), BackupError> {
+    from.rewind()?;
+    let mut reader = Reader::open(BufReader::new(&mut *from))?;
+    while reader.next_chunk()?.is_some() {
+        progress(reader.checker.bytes());
+    }
+    let whole = reader.finish()?;
+    from.rewind()?;
+    let mut reader = Reader::open(BufReader::new(&mut *from))?;
+    let ledger = {
+        let mut told = Told {
+            from: &mut reader,
+            bytes: whole.bytes,
+            progress: &mut progress,
+        };
+        Ledger::read_from(&mut told).map_err(ledger_error)?
+    };
+    // Another pass over another file would be another backup.
+    let again = reader.finish()?;
+    let ledger_id = ledger.ledger_id().map(ToString::to_string);
+    if again != whole
+        || ledger.state_hash() != whole.header.state_hash[..]
+        || ledger_id.as_deref() != Some(&*whole.header.ledger_id)
+    {
+        return Err(BackupError::OtherLedger);
+    }
+    Ok((whole, ledger))
+}
+
+/// A damaged file was damaged while the ledger was read: its own words count.
+fn ledger_error(error: BadSnapshot) -> BackupError {
+    match error {
+        BadSnapshot::Io(error) => match error.downcast::<BackupError>() {
+            Ok(own) => own,
+            Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                BackupError::Ledger(BadSnapshot::Torn("it ends too early".to_owned()))
+            }
+            Err(error) => BackupError::Io(error),
+        },
+        other => BackupError::Ledger(other),
+    }
+}
+
+struct Told<'a, R, P> {
+    from: &'a mut Reader<R>,
+    bytes: u64,
+    progress: &'a mut P,
+}
+
+impl<R: Read, P: FnMut(u64)> Read for Told<'_, R, P> {
+    fn read(&mut self, into: &mut [u8]) -> io::Result<usize> {
+        let before = self.from.checker.bytes();
+        let read = self.from.read(into)?;
+        let now = self.from.checker.bytes();
+        if now > before {
+            (self.progress)(self.bytes + now);
+        }
+        Ok(read)
     }
 }
 
