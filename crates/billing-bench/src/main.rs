@@ -12,6 +12,7 @@ mod held;
 mod load;
 mod machine;
 mod pairs;
+mod peers;
 mod place;
 mod report;
 mod snapshot;
@@ -76,6 +77,8 @@ enum Bench {
     Charges(charges::Args),
     /// Memory of each node while many leases are held
     Held(held::Args),
+    /// The same load on etcd, turn by turn
+    Peers(peers::Args),
     /// A leader killed, stopped or cut off: how long nobody can acquire
     Failover(failover::Args),
     /// Acquires while a snapshot of many invoices is taken
@@ -109,6 +112,7 @@ async fn run(args: &Args) -> Result<()> {
         Bench::Handoffs(args) => handoffs::run(common, args).await,
         Bench::Charges(args) => charges::run(common, args).await,
         Bench::Held(args) => held::run(common, args).await,
+        Bench::Peers(args) => peers::run(common, args).await,
         Bench::Failover(args) => failover::run(common, args).await,
         Bench::Snapshot(args) => snapshot::run(common, args).await,
     }?;

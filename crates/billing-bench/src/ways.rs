@@ -297,10 +297,14 @@ impl Caller for HundredCaller {
             .collect();
         let request = v1::ReleaseLeasesRequest { items };
         let released = self.leases.release_leases(request).await?.into_inner();
-        let released = released.items.into_iter().filter(
-            |item| matches!(&item.result, Some(Released::Released(released)) if released.was_current),
-        );
-        ensure!(released.count() == BATCH, "a lease was not ours any more");
+        for item in released.items {
+            match item.result.context("an item without a result")? {
+                Released::Released(released) => {
+                    ensure!(released.was_current, "the lease was not ours any more");
+                }
+                Released::Error(error) => bail!("refused: {}", error.message),
+            }
+        }
         Ok(Turn::Did(BATCH as u64))
     }
 }
