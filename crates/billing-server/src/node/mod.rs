@@ -12,6 +12,7 @@ pub(crate) mod proposer;
 pub(crate) mod reads;
 mod start;
 pub mod status;
+pub(crate) mod succession;
 pub mod waiters;
 pub(crate) mod waiting;
 
@@ -66,6 +67,7 @@ pub(crate) struct Inner {
     pub forwards: proposer::Queue,
     pub reads: reads::Reads,
     pub entries_in_flight: Arc<Semaphore>,
+    pub succession: succession::Succession,
     /// Nothing new is taken any more.
     pub closing: watch::Sender<bool>,
     /// The listener ends.

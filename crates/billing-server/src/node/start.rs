@@ -17,7 +17,7 @@ use super::bounds::{BATCH_BYTES_MAX, CALL_TIMEOUT, ENTRIES_IN_FLIGHT_MAX};
 use super::clock::LeaderClock;
 use super::{
     EndReason, FailStop, Founding, Inner, Node, divergence, forward, greet, proposer, reads,
-    until_true,
+    succession, until_true,
 };
 use crate::raft::Peer;
 use crate::raft::folders::{FolderId, Folders, FoldersError};
@@ -112,7 +112,9 @@ impl Node {
         let links = Links::new(env.clone(), me.clone(), folders.clone());
         let clock = LeaderClock::new(config.node, env.clock.clone());
         let replica = Arc::new(Replica::new(clock, fail_stop.clone()));
+        let succession = succession::Succession::new();
         let network = Network {
+            succession: succession.clone(),
             links: links.clone(),
             me: config.node,
             snapshots: disk.snapshots.clone(),
@@ -146,6 +148,7 @@ impl Node {
             proposals,
             forwards,
             reads,
+            succession,
             entries_in_flight: Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT_MAX)),
             closing: watch::Sender::new(false),
             deaf: watch::Sender::new(false),
@@ -160,6 +163,7 @@ impl Node {
             tokio::spawn(watch_disk(inner.clone())),
             tokio::spawn(watch_consensus(inner.clone())),
             tokio::spawn(greet::run(inner.clone())),
+            tokio::spawn(succession::run(inner.clone())),
             tokio::spawn(divergence::run(inner.clone())),
             tokio::spawn(serve(inner.clone(), listener)),
         ] {

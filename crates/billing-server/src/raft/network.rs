@@ -24,6 +24,7 @@ use tonic::{Code, Response, Status};
 use super::links::{Lane, Link, Links, body, payload};
 use super::snapshot::{Description, SnapshotFile, SnapshotHeader};
 use super::types::{Peer, SnapshotMeta, TypeConfig, Vote};
+use crate::node::succession::Succession;
 
 type Rpc<T> = Result<T, RPCError<TypeConfig>>;
 
@@ -38,6 +39,7 @@ pub struct Network {
     pub snapshots: Arc<dyn billing_store::SnapshotStore>,
     /// How long an append may go unanswered before the stream is given up and opened anew.
     pub patience: Duration,
+    pub succession: Succession,
 }
 
 impl Network {
@@ -237,6 +239,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         rpc: VoteRequest<TypeConfig>,
         option: RPCOption,
     ) -> Rpc<VoteResponse<TypeConfig>> {
+        let rpc = self.network.succession.outgoing(rpc);
         self.unary(
             RPCTypes::Vote,
             "vote",

@@ -9,7 +9,7 @@ use billing_proto::raft::raft_service_server::RaftService;
 use billing_store::{SnapshotSum, StoreError};
 use futures::{Stream, StreamExt};
 use openraft::Snapshot;
-use openraft::raft::AppendEntriesRequest;
+use openraft::raft::{AppendEntriesRequest, VoteRequest};
 use tonic::{Request, Response, Status, Streaming};
 
 use super::folders::FolderId;
@@ -153,15 +153,20 @@ impl RaftService for PeerService {
 
     async fn vote(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
         self.hear(&request).await?;
-        let vote = body("vote", request.get_ref())?;
+        let vote = self
+            .node
+            .succession
+            .incoming(body("vote", request.get_ref())?);
         let answer = self.node.raft.vote(vote).await.map_err(stopped)?;
         payload("vote", &answer).map(Response::new)
     }
 
     async fn pre_vote(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
         self.hear(&request).await?;
-        let vote = body("pre-vote", request.get_ref())?;
-        let answer = self.node.raft.pre_vote(vote).await.map_err(stopped)?;
+        let vote: VoteRequest<TypeConfig> = body("pre-vote", request.get_ref())?;
+        let answer = self.node.raft.pre_vote(vote.clone()).await;
+        let answer = answer.map_err(stopped)?;
+        let answer = self.node.succession.pre_voted(&vote, answer);
         payload("pre-vote", &answer).map(Response::new)
     }
 

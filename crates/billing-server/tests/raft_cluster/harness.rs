@@ -72,13 +72,21 @@ pub struct Cluster {
     folder: tempfile::TempDir,
     pub members: BTreeMap<u64, Peer>,
     pub running: BTreeMap<u64, Running>,
+    /// The way out of a node, where it is not the plain one.
+    nets: BTreeMap<u64, Arc<dyn Net>>,
     tune: Tune,
 }
 
 impl Cluster {
     /// Three founding nodes, bootstrapped; `tune` changes the settings of each.
     pub async fn start(tune: Tune) -> Result<Cluster> {
+        Cluster::start_through(BTreeMap::new(), tune).await
+    }
+
+    /// The same, with `nets` as the way out of the nodes named there.
+    pub async fn start_through(nets: BTreeMap<u64, Arc<dyn Net>>, tune: Tune) -> Result<Cluster> {
         let (mut cluster, listeners) = Cluster::prepare(tune).await?;
+        cluster.nets = nets;
         for (node, listener) in listeners {
             let members = cluster.members.clone();
             cluster.launch(node, members, listener, true).await?;
@@ -102,6 +110,7 @@ impl Cluster {
             folder: tempfile::tempdir()?,
             members,
             running: BTreeMap::new(),
+            nets: BTreeMap::new(),
             tune,
         };
         Ok((cluster, listeners))
@@ -134,6 +143,10 @@ impl Cluster {
             });
         }
         (self.tune)(&mut config);
+        let mut env = Env::real();
+        if let Some(net) = self.nets.get(&node) {
+            env.net = net.clone();
+        }
         let folder = self.folder(node);
         let ended = Arc::new(Mutex::new(None));
         let reason = ended.clone();
@@ -153,7 +166,7 @@ impl Cluster {
                     *reason.lock().unwrap_or_else(PoisonError::into_inner) = Some(why.to_string());
                 });
                 // A port that was just closed may take a moment.
-                let node = Node::start(config, Env::real(), disk, listener, fail_stop).await?;
+                let node = Node::start(config, env, disk, listener, fail_stop).await?;
                 anyhow::Ok(node)
             })
             .await??;
@@ -185,12 +198,34 @@ impl Cluster {
             .await
     }
 
+    /// Every follower is started again with the settings of `tune`, and so is whatever starts from now on.
+    pub async fn retune_followers(&mut self, tune: Tune) -> Result<()> {
+        self.tune = tune;
+        let leader = self.leader().await?;
+        for id in self.ids() {
+            if id != leader {
+                self.kill(id).await?;
+                self.restart(id).await?;
+                self.leader().await?;
+            }
+        }
+        Ok(())
+    }
+
     /// Ends a node as a crash would: nothing is said, nothing is flushed.
     pub async fn kill(&mut self, node: u64) -> Result<()> {
         let mut running = self.running.remove(&node).context("it runs")?;
         let runtime = running.runtime.take().context("it has a runtime")?;
         drop(running);
         tokio::task::spawn_blocking(move || runtime.shutdown_timeout(DEADLINE)).await?;
+        Ok(())
+    }
+
+    /// Runs `work` on the runtime of a node, beside the node's own tasks.
+    pub fn beside(&self, node: u64, work: impl Future<Output = ()> + Send + 'static) -> Result<()> {
+        let running = self.running.get(&node).context("it runs")?;
+        let runtime = running.runtime.as_ref().context("it has a runtime")?;
+        runtime.spawn(work);
         Ok(())
     }
 

@@ -2,6 +2,7 @@
 
 mod basics;
 mod divergence;
+mod failover;
 mod folders;
 mod forge;
 mod harness;
