@@ -73,6 +73,7 @@ async fn live(config: Config, env: Env) -> Result<(), Fatal> {
     let limits = ClientLimits {
         calls_max: config.calls_max as usize,
         connections_max: config.connections_max as usize,
+        ..ClientLimits::default()
     };
     let mut serving = Serving::start(env, node, clients, limits)
         .await

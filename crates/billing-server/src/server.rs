@@ -10,9 +10,10 @@ use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use tonic::service::RoutesBuilder;
 
+use crate::node::bounds::{WATCH_LAG_MAX, WATCHERS_MAX};
 use crate::node::{Consistency, Node};
 use crate::serve::{Admission, Health, serve};
-use crate::services::{self, Door};
+use crate::services::{self, Door, Watchers};
 
 /// How often a node makes sure that it is serving; while it is not, the shorter one.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
@@ -23,6 +24,9 @@ const LOOK_EVERY_DOWN: Duration = Duration::from_millis(200);
 pub struct ClientLimits {
     pub calls_max: usize,
     pub connections_max: usize,
+    pub watchers_max: usize,
+    /// Records of the audit log that a watcher may be behind the newest one.
+    pub watch_lag_max: u64,
 }
 
 impl Default for ClientLimits {
@@ -30,6 +34,8 @@ impl Default for ClientLimits {
         ClientLimits {
             calls_max: 8_192,
             connections_max: 4_096,
+            watchers_max: WATCHERS_MAX,
+            watch_lag_max: WATCH_LAG_MAX,
         }
     }
 }
@@ -57,7 +63,12 @@ impl Serving {
     ) -> io::Result<Serving> {
         let (waiting, accepting) = (CancellationToken::new(), CancellationToken::new());
         let mut routes = RoutesBuilder::default();
-        let door = Door::new(node.clone(), env.random.clone(), waiting.clone());
+        let watchers = Watchers::new(
+            env.clock.clone(),
+            limits.watchers_max,
+            limits.watch_lag_max,
+        );
+        let door = Door::new(node.clone(), env.random.clone(), waiting.clone(), watchers);
         services::add_to(&mut routes, &door);
         let health = Health::add_to(&mut routes)
             .await

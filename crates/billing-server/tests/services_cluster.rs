@@ -289,6 +289,7 @@ async fn one_call_too_many_is_refused_at_once_and_health_still_answers() -> Resu
     let limits = ClientLimits {
         calls_max: 1,
         connections_max: 10,
+        ..ClientLimits::default()
     };
     let cluster = Cluster::with_limits(1, limits).await?;
     // The watch takes no place; the open stream takes the only one.
@@ -359,6 +360,7 @@ async fn one_connection_too_many_is_closed_and_the_others_go_on() -> Result<()> 
     let limits = ClientLimits {
         calls_max: 100,
         connections_max: 1,
+        ..ClientLimits::default()
     };
     let cluster = Cluster::with_limits(1, limits).await?;
     // The connections that asked for health are gone soon; their place is this one's.

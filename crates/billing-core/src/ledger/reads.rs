@@ -100,6 +100,12 @@ impl Ledger {
         self.sessions.len() as u64
     }
 
+    /// Requests that stand in an invoice's queue.
+    #[must_use]
+    pub fn waiters_count(&self) -> u64 {
+        self.index.waiter_deadlines.len() as u64
+    }
+
     /// Records in order of id, from the first above `after`. A customer's, and what is
     /// PENDING or PAID, are looked for one record after the other, so a page may take a walk.
     #[must_use]

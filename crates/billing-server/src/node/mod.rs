@@ -22,7 +22,7 @@ use std::time::Duration;
 
 use billing_core::{Actor, Command, Ledger};
 use billing_env::Env;
-use billing_store::{LogDisk, SnapshotStore};
+use billing_store::{DiskFigures, LogDisk, SnapshotStore};
 use openraft::Instant as _;
 use openraft::async_runtime::WatchReceiver as _;
 use tokio::sync::{Semaphore, watch};
@@ -163,6 +163,16 @@ impl Node {
         }
         let (leader, peer) = self.inner.leader()?;
         (leader != self.inner.config.node).then_some(peer.client)
+    }
+
+    /// How this node's disk does.
+    pub fn disk(&self) -> DiskFigures {
+        self.inner.log.figures()
+    }
+
+    /// This machine's wall clock, uncorrected.
+    pub fn own_wall(&self) -> billing_core::WallTime {
+        billing_core::WallTime(self.inner.env.clock.wall_ms())
     }
 
     /// Changes with every entry that this node applies: the index, `None` before the first.

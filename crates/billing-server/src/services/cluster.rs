@@ -1,8 +1,10 @@
 //! ClusterService: what a node says of itself, and what operators may order. Decides only how much one call may carry.
 
 use std::pin::Pin;
+use std::time::Duration;
 
 use billing_core::{AllowCharges, Command, ForceRelease, PauseProvider, Reply};
+use billing_proto::convert::timestamp;
 use billing_proto::v1;
 use billing_proto::v1::cluster_service_server::ClusterService;
 use futures::{Stream, StreamExt, TryStreamExt, stream};
@@ -183,12 +185,22 @@ impl Cluster {
                     ledger.sessions_count(),
                     ledger.charges_allowed(),
                     ledger.charge_alarms(),
+                    ledger.waiters_count(),
                     paused,
                 )
             })
             .await?;
-        let (counts, leases, sessions, charges_allowed, charge_alarms, paused_providers) =
-            read.value;
+        let (
+            counts,
+            leases,
+            sessions,
+            charges_allowed,
+            charge_alarms,
+            waiters,
+            paused_providers,
+        ) = read.value;
+        let disk = self.0.node.disk();
+        let micros = |took: Duration| u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let hash = node.hashes.last();
         let (leader_id, leader_address) = node
             .leader
@@ -240,12 +252,12 @@ impl Cluster {
             version: env!("CARGO_PKG_VERSION").to_owned(),
             format: FORMAT,
             paused_providers,
-            wall_time: None,
-            fsync_p50_us: 0,
-            fsync_p99_us: 0,
-            first_log_index: 0,
-            data_bytes: 0,
-            waiters: 0,
+            wall_time: Some(timestamp(self.0.node.own_wall())),
+            fsync_p50_us: disk.sync_p50.map_or(0, micros),
+            fsync_p99_us: disk.sync_p99.map_or(0, micros),
+            first_log_index: disk.first_index.unwrap_or(0),
+            data_bytes: disk.bytes,
+            waiters,
         })
     }
 }

@@ -1,6 +1,7 @@
 //! LeaseService: reads requests, asks the ledger, shows answers. Decides only how much one call may carry.
 
 use std::pin::Pin;
+use std::sync::OnceLock;
 
 use billing_core::{
     CloseSession, Command, HolderId, InvoiceId, KeepAlive, OutOfBounds, ReleaseLease, RenewLease,
@@ -131,12 +132,17 @@ impl LeaseService for Leases {
             "" => None,
             name => Some(HolderId::new(name).map_err(rejected)?),
         };
+        let watch_index = OnceLock::new();
         let read = page::walk(
             &self.0,
             request.stale_ok,
             after,
             rows,
-            |ledger, after, rows| ledger.leases(after, rows),
+            |ledger, after, rows| {
+                // The first look's: a watch from there on sees what changes between the looks.
+                watch_index.get_or_init(|| ledger.audit_last_index() + 1);
+                ledger.leases(after, rows)
+            },
             |lease| &lease.invoice,
             |lease| holder.as_ref().is_none_or(|holder| lease.holder == *holder),
         )
@@ -145,7 +151,7 @@ impl LeaseService for Leases {
             next_page_token: page::next(&read.value, rows, |lease| &lease.invoice),
             leases: read.value.into_iter().map(v1::Lease::from).collect(),
             applied_index: read.applied_index,
-            watch_index: 0,
+            watch_index: watch_index.get().copied().unwrap_or(0),
         }))
     }
 
@@ -175,12 +181,15 @@ pub(super) async fn get_lease(
 ) -> Result<v1::GetLeaseResponse, Status> {
     let invoice = InvoiceId::new(&request.invoice_id).map_err(rejected)?;
     let read = door
-        .read(request.stale_ok, move |ledger| ledger.lease(&invoice))
+        .read(request.stale_ok, move |ledger| {
+            (ledger.lease(&invoice), ledger.audit_last_index() + 1)
+        })
         .await?;
+    let (lease, watch_index) = read.value;
     Ok(v1::GetLeaseResponse {
-        lease: read.value.map(v1::Lease::from),
+        lease: lease.map(v1::Lease::from),
         applied_index: read.applied_index,
-        watch_index: 0,
+        watch_index,
     })
 }
 

@@ -36,6 +36,7 @@ pub use charge::Charges;
 pub use cluster::Cluster;
 pub use invoice::{Invoices, REFUSALS_LISTED_MAX};
 pub use lease::Leases;
+pub use watch::Watchers;
 
 /// Adds the four services of `billing.v1` to `routes`.
 pub fn add_to(routes: &mut RoutesBuilder, door: &Door) {
@@ -64,6 +65,7 @@ pub struct Door {
     node: Node,
     random: Arc<dyn RandomSource>,
     stop: CancellationToken,
+    watchers: watch::Watchers,
 }
 
 /// A request that is one command of the ledger, however it came here.
@@ -113,8 +115,18 @@ pub struct Read<T> {
 
 impl Door {
     /// `stop` is cancelled when the node shuts down: calls that wait for others to act end then.
-    pub fn new(node: Node, random: Arc<dyn RandomSource>, stop: CancellationToken) -> Door {
-        Door { node, random, stop }
+    pub fn new(
+        node: Node,
+        random: Arc<dyn RandomSource>,
+        stop: CancellationToken,
+        watchers: Watchers,
+    ) -> Door {
+        Door {
+            node,
+            random,
+            stop,
+            watchers,
+        }
     }
 
     fn draw_id(&self) -> [u8; 16] {
