@@ -13,7 +13,7 @@ use serde::Deserialize;
 
 use crate::cli::{LogFormat, Settings};
 
-pub const NODES_MAX: usize = 9; // More voters make every write slower and nothing safer.
+pub const NODES_MAX: usize = crate::node::bounds::VOTERS_MAX;
 pub const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
 pub const SHUTDOWN_GRACE_MAX: Duration = Duration::from_secs(600);
 pub const SNAPSHOT_EVERY_MIN: u64 = 100;
@@ -62,7 +62,7 @@ impl fmt::Display for Peer {
     }
 }
 
-fn host_and_port(text: &str) -> Result<String, String> {
+pub(crate) fn host_and_port(text: &str) -> Result<String, String> {
     let wrong = || format!("`{text}` is not HOST:PORT, such as 127.0.0.1:7101 or [::1]:7101");
     let (host, port) = text.rsplit_once(':').ok_or_else(wrong)?;
     port.parse::<u16>().map_err(|_| wrong())?;
@@ -72,7 +72,7 @@ fn host_and_port(text: &str) -> Result<String, String> {
     Ok(text.to_owned())
 }
 
-fn port(address: &str) -> &str {
+pub(crate) fn port(address: &str) -> &str {
     address.rsplit_once(':').map_or("", |(_, port)| port)
 }
 

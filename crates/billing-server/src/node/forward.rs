@@ -1,5 +1,5 @@
-//! Decides how a follower's commands get to the leader: what is queued now in one message, one hop. Never forwards what was
-//! forwarded.
+//! Decides how a follower's commands get to the leader: what is queued now in one message, one hop. So do changes of the
+//! membership, each by itself. Never forwards what was forwarded.
 
 use std::collections::VecDeque;
 use std::sync::Arc;
@@ -11,6 +11,7 @@ use tonic::Status;
 use super::Inner;
 use super::bounds::{BATCH_COMMANDS_MAX, FORWARDS_IN_FLIGHT_MAX};
 use super::error::CallError;
+use super::membership::{Change, Word};
 use super::proposer::{Answer, Ask, Gather, refuse};
 use crate::raft::links::{Lane, body, never_sent, payload};
 
@@ -101,6 +102,41 @@ async fn call(
         }
     })?;
     body("answers", response.get_ref()).map_err(|status| CallError::unknown(status.message()))
+}
+
+/// Asks the leader for a change of the membership.
+pub(crate) async fn change(node: &Inner, change: &Change) -> Word {
+    let Some((leader, address)) = node.leader_address() else {
+        return Word::Elsewhere(node.why_no_leader());
+    };
+    let before = |status: Status| Word::Failed(CallError::not_applied(status.message()));
+    let mut link = match node.links.to(leader, &address, Lane::Calls) {
+        Ok(link) => link,
+        Err(status) => return before(status),
+    };
+    let request = match payload("change", change) {
+        Ok(change) => link.request(change),
+        Err(status) => return before(status),
+    };
+    // The leader bounds the change itself; this is for a leader that is gone.
+    let answered = tokio::select! {
+        biased;
+        answered = link.client.change_membership(request) => answered,
+        () = node.env.clock.sleep(2 * node.config.call_timeout) => {
+            return Word::Failed(CallError::unknown(format!("node {leader} did not answer in time: look at the members")));
+        }
+    };
+    match answered {
+        Ok(response) => body("word", response.get_ref())
+            .unwrap_or_else(|status| Word::Failed(CallError::unknown(status.message()))),
+        Err(status) if never_sent(&status) => {
+            Word::Elsewhere(format!("the leader, node {leader}, cannot be reached"))
+        }
+        Err(status) => Word::Failed(CallError::unknown(format!(
+            "node {leader}: {}: look at the members",
+            status.message()
+        ))),
+    }
 }
 
 /// The leader's side: proposes what a follower sent. Answers in the same order.

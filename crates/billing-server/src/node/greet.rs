@@ -28,6 +28,8 @@ const GREETING_TIMEOUT: Duration = Duration::from_secs(1);
 pub(crate) struct Greeting {
     /// Those with whom the caller is about to found a cluster.
     pub founding: Option<BTreeMap<u64, Peer>>,
+    /// Whoever hears this was removed, and shall ask all others whether it is so.
+    pub farewell: bool,
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
@@ -76,6 +78,22 @@ fn banned(status: &Status) -> bool {
     status.code() == Code::PermissionDenied
 }
 
+/// Whether a refusal means that this very node is no member any more.
+fn removed(status: &Status) -> bool {
+    status.code() == Code::NotFound
+}
+
+/// Tells a node that it was removed. It asks for itself; one that does not hear this finds out when nobody leads it.
+pub(crate) async fn farewell(node: &Inner, to: u64, peer: &Peer) {
+    let greeting = Greeting {
+        founding: None,
+        farewell: true,
+    };
+    if let Err(status) = greet(node, to, peer, &greeting).await {
+        tracing::debug!(node = to, reason = status.message(), "no farewell");
+    }
+}
+
 /// Founds the cluster if it is not founded yet: first everybody must have met everybody, so that a machine which lost its
 /// disk is recognised by whoever knew it before; then each starts with the same members, which the library allows.
 pub(crate) async fn found(node: Arc<Inner>, founding: Founding) {
@@ -86,6 +104,7 @@ pub(crate) async fn found(node: Arc<Inner>, founding: Founding) {
     if !initialized {
         let greeting = Greeting {
             founding: Some(node.config.members.clone()),
+            farewell: false,
         };
         let mut silent: BTreeMap<u64, Peer> = node.others();
         while !silent.is_empty() {
@@ -160,13 +179,23 @@ async fn bootstrap(node: &Inner, founding: &Founding) {
     }
 }
 
-/// Greets every other member when this node starts, when it is elected, and every minute.
+/// Greets every other member when this node starts, when it is elected, every minute; and when it was told to look around,
+/// or no leader has sent it anything for an election timeout: then it may have been removed.
 pub(crate) async fn run(node: Arc<Inner>) {
     let mut closing = node.closing.subscribe();
     let mut metrics = node.raft.server_metrics();
     let mut led = None;
     loop {
         round(&node).await;
+        let lonely = async {
+            loop {
+                let before = node.membership.appends();
+                node.env.clock.sleep(node.config.election_timeout_max).await;
+                if node.membership.appends() == before && node.leadership().is_none() {
+                    return;
+                }
+            }
+        };
         let elected = async {
             loop {
                 let leads = node.leadership();
@@ -185,6 +214,8 @@ pub(crate) async fn run(node: Arc<Inner>) {
             biased;
             () = super::until_true(&mut closing) => return,
             () = elected => {}
+            () = lonely => {}
+            () = node.membership.look_around.notified() => {}
             () = node.env.clock.sleep(GREETING_EVERY) => {}
         }
     }
@@ -192,7 +223,7 @@ pub(crate) async fn run(node: Arc<Inner>) {
 
 async fn round(node: &Inner) {
     let members = node.members();
-    let greeting = Greeting { founding: None };
+    let greeting = Greeting::default();
     let others: Vec<(u64, Peer)> = members
         .iter()
         .filter(|&(&to, _)| to != node.config.node)
@@ -208,6 +239,10 @@ async fn round(node: &Inner) {
     for ((to, _), answer) in others.iter().zip(answers) {
         match answer {
             Ok((_, offset)) => offsets.push(offset),
+            Err(status) if removed(&status) => {
+                node.membership.was_removed(status.message());
+                return;
+            }
             Err(status) if banned(&status) => {
                 node.fail_stop.trip(contradicted(&status));
                 return;

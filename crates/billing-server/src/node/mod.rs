@@ -8,6 +8,7 @@ pub mod error;
 pub mod fail_stop;
 pub(crate) mod forward;
 pub mod greet;
+pub mod membership;
 pub(crate) mod proposer;
 pub(crate) mod reads;
 mod start;
@@ -20,7 +21,7 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
-use billing_core::{Actor, Command, Ledger};
+use billing_core::{Actor, Command, Ledger, Rejection};
 use billing_env::Env;
 use billing_store::{DiskFigures, LogDisk, SnapshotStore};
 use openraft::Instant as _;
@@ -32,6 +33,7 @@ pub use bounds::BATCH_BYTES_MAX;
 pub use error::CallError;
 pub use fail_stop::{EndReason, FailStop};
 pub use greet::Founding;
+pub use membership::{Change, Changed, Receiving};
 pub use proposer::Answer;
 pub use start::{NodeConfig, StartError};
 pub use status::{LeaderHint, Member, NodeStatus, Role};
@@ -68,6 +70,7 @@ pub(crate) struct Inner {
     pub reads: reads::Reads,
     pub entries_in_flight: Arc<Semaphore>,
     pub succession: succession::Succession,
+    pub membership: membership::Standing,
     /// Nothing new is taken any more.
     pub closing: watch::Sender<bool>,
     /// The listener ends.
@@ -144,6 +147,16 @@ impl Node {
         let state = self.inner.replica.state();
         let index = state.applied_index().unwrap_or(0);
         Ok((read(&state.ledger), index))
+    }
+
+    /// Changes who belongs to the cluster, or who leads it. A refusal changed nothing.
+    pub async fn change(&self, change: Change) -> Result<Result<Changed, Rejection>, CallError> {
+        self.inner.change(change).await
+    }
+
+    /// Resolves, with what to do, when the others say that this node is no member any more. It must end then.
+    pub async fn removed(&self) -> String {
+        self.inner.membership.removed().await
     }
 
     /// How this node sees itself and the cluster, without asking anybody.

@@ -326,9 +326,10 @@ fn answer_all(replies: Vec<oneshot::Sender<Answer>>, error: &CallError) {
 
 /// This node's leadership, once it has a base to count time from. Refuses before anything is handed over: without a
 /// leadership, and without a recent word from a majority, since the consensus would not take it either.
-async fn ready_leadership(node: &Inner) -> Result<LeaderId, CallError> {
+pub(crate) async fn ready_leadership(node: &Inner) -> Result<LeaderId, CallError> {
     let patience = node.config.election_timeout_max;
     let ready = async {
+        node.membership.settled().await;
         let mut base = node.replica.clock.ready();
         let mut metrics = node.raft.server_metrics();
         loop {

@@ -16,8 +16,8 @@ use tokio::sync::{Semaphore, watch};
 use super::bounds::{BATCH_BYTES_MAX, CALL_TIMEOUT, ENTRIES_IN_FLIGHT_MAX};
 use super::clock::LeaderClock;
 use super::{
-    EndReason, FailStop, Founding, Inner, Node, divergence, forward, greet, proposer, reads,
-    succession, until_true,
+    EndReason, FailStop, Founding, Inner, Node, divergence, forward, greet, membership, proposer,
+    reads, until_true,
 };
 use crate::raft::Peer;
 use crate::raft::folders::{FolderId, Folders, FoldersError};
@@ -100,11 +100,8 @@ impl Node {
             .members
             .get(&config.node)
             .ok_or(StartError::NotAMember { node: config.node })?;
-        let me = Arc::new(Me {
-            cluster: String::from_utf8_lossy(&disk.identity.cluster).into_owned(),
-            node: config.node,
-            raft: own.raft.clone(),
-        });
+        let cluster = String::from_utf8_lossy(&disk.identity.cluster).into_owned();
+        let me = Arc::new(Me::new(cluster, config.node, own.raft.clone()));
         let settings = Arc::new(settings(&config, &me)?);
         let mut drawn = [0; 8];
         env.random.fill(&mut drawn);
@@ -150,11 +147,13 @@ impl Node {
             reads,
             succession,
             entries_in_flight: Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT_MAX)),
+            membership: membership::Standing::default(),
             closing: watch::Sender::new(false),
             deaf: watch::Sender::new(false),
             tasks: Mutex::default(),
         });
         inner.raft.run();
+        know_myself(&inner).await?;
         for task in [
             tokio::spawn(proposer::run(inner.clone(), proposed)),
             tokio::spawn(forward::run(inner.clone(), forwarded)),
@@ -163,6 +162,7 @@ impl Node {
             tokio::spawn(watch_disk(inner.clone())),
             tokio::spawn(watch_consensus(inner.clone())),
             tokio::spawn(greet::run(inner.clone())),
+            tokio::spawn(membership::finish_changes(inner.clone())),
             tokio::spawn(succession::run(inner.clone())),
             tokio::spawn(divergence::run(inner.clone())),
             tokio::spawn(serve(inner.clone(), listener)),
@@ -193,6 +193,20 @@ impl Node {
             tracing::warn!(%error, "the log was not closed in order");
         }
     }
+}
+
+/// Introduces this node from now on by the address under which the members know it, whatever it is configured with.
+async fn know_myself(node: &Inner) -> Result<(), StartError> {
+    // Answered once the consensus has read its membership back.
+    let read = node.raft.is_initialized().await;
+    read.map_err(|fatal| StartError::Consensus(fatal.to_string()))?;
+    let metrics = node.raft.server_metrics();
+    let metrics = metrics.borrow_watched();
+    let membership = metrics.membership_config.membership();
+    if let Some(member) = membership.get_node(&node.config.node) {
+        node.me.known_at(&member.raft);
+    }
+    Ok(())
 }
 
 fn settings(config: &NodeConfig, me: &Me) -> Result<Config, StartError> {

@@ -3,8 +3,10 @@
 use billing_core::{ClusterTime, LedgerId};
 use openraft::ServerState;
 use openraft::async_runtime::WatchReceiver as _;
+use serde::{Deserialize, Serialize};
 
 use super::Inner;
+use super::membership::Receiving;
 use crate::raft::StateHash;
 
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -24,7 +26,7 @@ pub struct LeaderHint {
     pub client: String,
 }
 
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Member {
     pub node: u64,
     pub raft: String,
@@ -50,6 +52,8 @@ pub struct NodeStatus {
     pub snapshot: Option<u64>,
     pub purged: Option<u64>,
     pub members: Vec<Member>,
+    /// The snapshot that is on its way to this node.
+    pub receiving: Option<Receiving>,
     /// Of the state as it is applied now; equal on every node at an equal index.
     pub state_hash: StateHash,
     /// Those at multiples of [`crate::raft::HASH_EVERY`], oldest first.
@@ -98,6 +102,7 @@ impl Inner {
             snapshot: metrics.snapshot.map(|id| id.index),
             purged: metrics.purged.map(|id| id.index),
             members,
+            receiving: self.membership.receiving(),
             state_hash,
             hashes,
             cluster_time,

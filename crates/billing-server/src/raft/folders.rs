@@ -3,6 +3,9 @@
 //! Every folder draws a name for itself when it is made. A node remembers, durably and before it answers, the first folder
 //! that spoke under each other id; a second one is refused for ever. So a machine that lost its disk cannot vote again under
 //! its old id, and two machines configured with one id are told so.
+//!
+//! Only members' folders are remembered, and the members are few: the record has a bound. An id whose node was removed needs
+//! no folder any more: the replicated state remembers that it was used, and nobody hears it.
 
 use std::collections::BTreeMap;
 use std::fmt;
@@ -13,6 +16,13 @@ use serde::{Deserialize, Serialize};
 
 use super::codec::{self, CodecError};
 use super::types::Vote;
+use crate::node::bounds::MEMBERS_MAX;
+
+/// What one folder takes in the record at most; and all that is not a folder: version, own name, vote, lengths.
+const KNOWN_BYTES_MAX: usize = 10 + 8;
+const FRAME_BYTES_MAX: usize = 1 + 8 + (1 + 10 + 10 + 1) + 1;
+const _: () =
+    assert!(FRAME_BYTES_MAX + (MEMBERS_MAX - 1) * KNOWN_BYTES_MAX <= billing_store::VOTE_BYTES_MAX);
 
 /// The name that a data folder drew when it was made.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -97,11 +107,18 @@ impl Folders {
         self.save(|record| record.vote = Some(vote)).await
     }
 
-    /// Admits `folder` under `node`, and remembers it before the answer when it is the first one.
+    /// Admits `folder` under `node`, and remembers it before the answer when it is a member's first one.
     /// `Ok(Some(other))`: another folder spoke under that id before, so this one must not.
-    pub async fn admit(&self, node: u64, folder: FolderId) -> Result<Option<FolderId>, StoreError> {
-        if self.known(node).is_none() {
+    pub async fn admit(
+        &self,
+        node: u64,
+        folder: FolderId,
+        is_member: impl Fn(u64) -> bool,
+    ) -> Result<Option<FolderId>, StoreError> {
+        if self.known(node).is_none() && is_member(node) {
             self.save(|record| {
+                // Room for the new ones: those who left are not heard whatever their folder.
+                record.known.retain(|&known, _| is_member(known));
                 record.known.entry(node).or_insert(folder);
             })
             .await?;

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::fmt;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 use std::time::Duration;
 
 use billing_env::Env;
@@ -87,7 +87,38 @@ type Channels = BTreeMap<(u64, Lane), (String, Channel)>;
 pub struct Me {
     pub cluster: String,
     pub node: u64,
-    pub raft: String,
+    configured: String,
+    /// Where the members know this node: known once the log is read, if it is a member by then.
+    member_at: OnceLock<String>,
+}
+
+impl Me {
+    pub fn new(cluster: String, node: u64, configured: String) -> Me {
+        Me {
+            cluster,
+            node,
+            configured,
+            member_at: OnceLock::new(),
+        }
+    }
+
+    /// Where the other nodes reach this one: as the membership says, else as it was configured.
+    pub fn raft(&self) -> &str {
+        self.member_at.get().unwrap_or(&self.configured)
+    }
+
+    /// The membership in force, read back from the disk, knows this node here. To be said before the first call.
+    pub fn known_at(&self, address: &str) {
+        if address != self.configured {
+            tracing::warn!(
+                configured = self.configured,
+                in_force = address,
+                "the members know this node at another address than it is configured with; theirs counts: to move a node,                  replace it by one with a new id"
+            );
+        }
+        // Said once, by the node's start.
+        let _ = self.member_at.set(address.to_owned());
+    }
 }
 
 impl fmt::Debug for Links {
@@ -111,7 +142,7 @@ impl Links {
         let introduction = Introduction {
             cluster: self.me.cluster.clone(),
             from: self.me.node,
-            from_raft: self.me.raft.clone(),
+            from_raft: self.me.raft().to_owned(),
             folder: self.folders.own(),
             to: node,
             to_folder: self.folders.known(node),

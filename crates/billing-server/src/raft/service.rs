@@ -19,6 +19,7 @@ use super::types::TypeConfig;
 use crate::node::error::CallError;
 use crate::node::forward;
 use crate::node::greet::{Greeted, Greeting};
+use crate::node::membership::{self, Receiving, Word};
 use crate::node::reads;
 use crate::node::{EndReason, Inner};
 
@@ -48,20 +49,30 @@ impl Inner {
         if who.cluster != me.cluster {
             return Err(Status::failed_precondition(format!(
                 "node {} at {} belongs to cluster {}, not to {}: correct the peers or the data folder of one of them",
-                me.node, me.raft, me.cluster, who.cluster
+                me.node,
+                me.raft(),
+                me.cluster,
+                who.cluster
             )));
         }
         if who.from == me.node {
             return Err(Status::permission_denied(format!(
                 "two nodes run under id {}, at {} and at {}: every node needs an id of its own",
-                me.node, me.raft, who.from_raft
+                me.node,
+                me.raft(),
+                who.from_raft
             )));
         }
         if who.to != me.node {
             return Err(Status::failed_precondition(format!(
                 "node {} is at {}, not node {}: the lists of peers differ",
-                me.node, me.raft, who.to
+                me.node,
+                me.raft(),
+                who.to
             )));
+        }
+        if self.was_removed(who.from) {
+            return Err(Status::not_found(membership::removed(who.from)));
         }
         if let Some(known) = self.members().get(&who.from)
             && known.raft != who.from_raft
@@ -82,9 +93,20 @@ impl Inner {
         self.admit(who.from, who.folder).await
     }
 
+    /// Whether `node` was a member and is none any more, as far as this node has applied the log.
+    fn was_removed(&self, node: u64) -> bool {
+        let state = self.replica.state();
+        state.ids_used.contains(&node) && state.membership.membership().get_node(&node).is_none()
+    }
+
     /// Lets `folder` speak under `node`, unless another one did before.
     pub(crate) async fn admit(&self, node: u64, folder: FolderId) -> Result<(), Status> {
-        match self.folders.admit(node, folder).await {
+        let members = self.members();
+        let admitted = self
+            .folders
+            .admit(node, folder, |id| members.contains_key(&id))
+            .await;
+        match admitted {
             Ok(None) => Ok(()),
             Ok(Some(known)) => Err(Status::permission_denied(foreign_folder(
                 node, known, folder,
@@ -114,6 +136,9 @@ impl RaftService for PeerService {
         let who = self.hear(&request).await?;
         let greeting: Greeting = body("greeting", request.get_ref())?;
         let node = &self.node;
+        if greeting.farewell {
+            node.membership.look_around.notify_one();
+        }
         if let Some(founding) = greeting.founding
             && founding != node.config.members
         {
@@ -135,6 +160,7 @@ impl RaftService for PeerService {
         request: Request<Streaming<Payload>>,
     ) -> Result<Response<Answers>, Status> {
         self.hear(&request).await?;
+        self.node.membership.append_came();
         let requests = request.into_inner().scan((), |(), message| {
             // A broken stream, or a message that cannot be read, ends it: the leader opens a new one.
             let request = message
@@ -217,6 +243,21 @@ impl RaftService for PeerService {
         payload("answers", &answers).map(Response::new)
     }
 
+    async fn change_membership(
+        &self,
+        request: Request<Payload>,
+    ) -> Result<Response<Payload>, Status> {
+        self.hear(&request).await?;
+        let change = body("change", request.get_ref())?;
+        // One hop: only the leader's own word counts.
+        let word = if self.node.leadership().is_some() {
+            membership::here(&self.node, change).await
+        } else {
+            Word::Elsewhere(self.node.why_no_leader())
+        };
+        payload("word", &word).map(Response::new)
+    }
+
     async fn read_index(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
         self.hear(&request).await?;
         // One hop: only the leader's own word counts.
@@ -226,6 +267,15 @@ impl RaftService for PeerService {
             Err(CallError::not_applied(self.node.why_no_leader()))
         };
         payload("index", &index).map(Response::new)
+    }
+}
+
+/// While it lives, the status shows what is received.
+struct Shown<'a>(&'a Inner);
+
+impl Drop for Shown<'_> {
+    fn drop(&mut self) {
+        self.0.membership.receives(None);
     }
 }
 
@@ -253,10 +303,15 @@ impl PeerService {
             .create(index, meta)
             .await
             .map_err(failed)?;
-        let mut received: u64 = 0;
+        let mut receiving = Receiving {
+            received: 0,
+            bytes: header.bytes,
+        };
+        let _shown = Shown(&self.node);
         while let Some(piece) = pieces.message().await? {
-            received = received.saturating_add(piece.body.len() as u64);
-            if received > header.bytes {
+            receiving.received = receiving.received.saturating_add(piece.body.len() as u64);
+            self.node.membership.receives(Some(receiving));
+            if receiving.received > header.bytes {
                 return Err(Status::invalid_argument(
                     "a snapshot is longer than its header says",
                 ));

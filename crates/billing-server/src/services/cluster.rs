@@ -190,15 +190,8 @@ impl Cluster {
                 )
             })
             .await?;
-        let (
-            counts,
-            leases,
-            sessions,
-            charges_allowed,
-            charge_alarms,
-            waiters,
-            paused_providers,
-        ) = read.value;
+        let (counts, leases, sessions, charges_allowed, charge_alarms, waiters, paused_providers) =
+            read.value;
         let disk = self.0.node.disk();
         let micros = |took: Duration| u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
         let hash = node.hashes.last();
@@ -219,17 +212,7 @@ impl Cluster {
             term: node.term,
             leader_id,
             leader_address,
-            members: node
-                .members
-                .into_iter()
-                .map(|member| v1::Member {
-                    node_id: member.node,
-                    client_address: member.client,
-                    raft_address: member.raft,
-                    voter: member.voter,
-                    matched_index: member.matched.unwrap_or(0),
-                })
-                .collect(),
+            members: node.members.into_iter().map(v1::Member::from).collect(),
             last_log_index: node.last_log.unwrap_or(0),
             committed_index: node.committed.unwrap_or(0),
             applied_index: read.applied_index,

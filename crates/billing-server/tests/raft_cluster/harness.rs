@@ -247,9 +247,15 @@ impl Cluster {
 
     /// Waits until one running node leads and the others agree.
     pub async fn leader(&self) -> Result<u64> {
+        self.leader_among(&self.ids()).await
+    }
+
+    /// Waits until one of `ids` leads and the others of them agree.
+    pub async fn leader_among(&self, ids: &[u64]) -> Result<u64> {
         let mut found = None;
         eventually("all nodes agree on a leader", || {
-            let statuses: Vec<_> = self.running.values().map(|r| r.node.status()).collect();
+            let asked = self.running.iter().filter(|(id, _)| ids.contains(id));
+            let statuses: Vec<_> = asked.map(|(_, r)| r.node.status()).collect();
             found = statuses
                 .iter()
                 .find(|status| status.role == Role::Leader)

@@ -6,5 +6,6 @@ mod failover;
 mod folders;
 mod forge;
 mod harness;
+mod membership;
 mod snapshots;
 mod time;
