@@ -67,6 +67,18 @@ pub enum CliCommand {
     /// Run the node (the default)
     #[command(after_help = AFTER_HELP)]
     Run(Box<Settings>),
+    /// Make this node's data folder out of a backup, offline. Once for every node of the new cluster, each with the same
+    /// file and the same --peers; then start them without --bootstrap
+    ///
+    /// The file is verified whole first. An existing folder is refused. The ledger keeps its id; the nodes may have other
+    /// addresses and be of another number. Once they run: no lease is granted before the longest TTL has passed, and nothing
+    /// is charged before `billingctl cluster allow-charges`
+    Restore {
+        /// What `billingctl cluster backup` wrote
+        file: PathBuf,
+        #[command(flatten)]
+        settings: Box<Settings>,
+    },
     /// Print the settings that would hold, as a TOML file with their sources, and start nothing
     CheckConfig(Box<Settings>),
 }
@@ -114,6 +126,11 @@ pub struct Settings {
     /// it guards against starting with another cluster's folder
     #[arg(long, value_name = "NAME", env = "BILLINGD_LEDGER_ID")]
     pub ledger_id: Option<LedgerId>,
+
+    /// The longest TTL that anybody may ask for, 1s to 5m; for good. After a restore no lease is granted for so long
+    /// [default: 5m]
+    #[arg(long, value_name = "TIME", requires = "bootstrap", value_parser = duration)]
+    pub ttl_max: Option<Duration>,
 
     /// The operator's word that nothing in this ledger was ever charged before. Without it BeginCharge is refused until
     /// `AllowCharges`

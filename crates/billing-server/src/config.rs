@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 use std::str::FromStr;
 use std::time::Duration;
 
-use billing_core::LedgerId;
+use billing_core::{LedgerId, TtlMs};
 use clap::ArgMatches;
 use clap::parser::ValueSource;
 use serde::Deserialize;
@@ -93,6 +93,8 @@ pub enum Source {
 pub struct Bootstrap {
     /// The operator's word that nothing was ever charged under this ledger id.
     pub no_prior_charges: bool,
+    /// The longest TTL of the new ledger.
+    pub ttl_max: TtlMs,
 }
 
 /// The settings that hold.
@@ -310,6 +312,18 @@ fn list(values: &[Peer]) -> String {
     format!("[{}]", items.join(", "))
 }
 
+fn ttl_max(said: Option<Duration>) -> Result<TtlMs, ConfigError> {
+    let Some(said) = said else {
+        return Ok(TtlMs::MAX);
+    };
+    let ms = u64::try_from(said.as_millis()).unwrap_or(u64::MAX);
+    TtlMs::new(ms).map_err(|_| ConfigError::Wrong {
+        name: "ttl_max",
+        source_: "--ttl-max".into(),
+        why: "1s to 5m".into(),
+    })
+}
+
 impl Config {
     /// Puts the layers together and checks every bound. Reads the file of `--config`, nothing else.
     pub fn load(settings: Settings, matches: &ArgMatches) -> Result<Config, ConfigError> {
@@ -460,6 +474,7 @@ impl Config {
         );
         let bootstrap = settings.bootstrap.then_some(Bootstrap {
             no_prior_charges: settings.no_prior_charges,
+            ttl_max: ttl_max(settings.ttl_max)?,
         });
         let config = Config {
             node_id,

@@ -35,6 +35,9 @@ pub enum Fatal {
         "{0}. --bootstrap founds a new cluster, once; from the second start on leave --bootstrap and --no-prior-charges away"
     )]
     FoundedAlready(StoreError),
+    /// `billingd restore` into a folder that holds something.
+    #[error("{0}. A restore makes a new folder and never overwrites one; nothing was changed")]
+    RestoreOver(StoreError),
     /// No `--bootstrap`, and nothing to start from.
     #[error("{0}. For a new cluster: start every founding node once with --bootstrap")]
     NothingThere(StoreError),
@@ -89,9 +92,10 @@ impl Fatal {
     /// The process's exit code.
     pub fn code(&self) -> u8 {
         match self {
-            Self::Store(error) | Self::FoundedAlready(error) | Self::NothingThere(error) => {
-                store_code(error)
-            }
+            Self::Store(error)
+            | Self::FoundedAlready(error)
+            | Self::RestoreOver(error)
+            | Self::NothingThere(error) => store_code(error),
             Self::Unreadable(_) => DAMAGED,
             Self::Settings(_) => USAGE,
             Self::Address(_) => ADDRESS,

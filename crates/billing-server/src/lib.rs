@@ -9,6 +9,7 @@ pub mod exit;
 pub mod node;
 pub mod process;
 pub mod raft;
+pub mod restore;
 pub mod serve;
 pub mod server;
 pub mod services;

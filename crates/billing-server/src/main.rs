@@ -1,12 +1,14 @@
 //! `billingd`: decides nothing but which words and which exit code a person gets. The node's life is `process.rs`.
 
+use std::path::Path;
 use std::process::ExitCode;
 
-use clap::{CommandFactory, FromArgMatches};
+use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
-use billing_server::cli::{Cli, CliCommand};
+use billing_env::Env;
+use billing_server::cli::{Cli, CliCommand, Settings};
 use billing_server::config::Config;
-use billing_server::exit;
+use billing_server::exit::{self, Fatal};
 
 fn main() -> ExitCode {
     let matches = Cli::command().get_matches();
@@ -16,6 +18,7 @@ fn main() -> ExitCode {
         None => (cli.settings, false),
         Some(CliCommand::Run(settings)) => (*settings, false),
         Some(CliCommand::CheckConfig(settings)) => (*settings, true),
+        Some(CliCommand::Restore { file, settings }) => return restore(&file, *settings, own),
     };
     let config = match Config::load(settings, own) {
         Ok(config) => config,
@@ -30,6 +33,22 @@ fn main() -> ExitCode {
     }
     match billing_server::process::run(config) {
         Ok(()) => ExitCode::from(exit::DONE),
+        Err(fatal) => {
+            eprintln!("billingd: {fatal}");
+            ExitCode::from(fatal.code())
+        }
+    }
+}
+
+fn restore(file: &Path, settings: Settings, matches: &ArgMatches) -> ExitCode {
+    let restored = Config::load(settings, matches)
+        .map_err(|error| Fatal::Settings(error.to_string()))
+        .and_then(|config| billing_server::restore::run(file, &config, &Env::real()));
+    match restored {
+        Ok(told) => {
+            println!("{told}");
+            ExitCode::from(exit::DONE)
+        }
         Err(fatal) => {
             eprintln!("billingd: {fatal}");
             ExitCode::from(fatal.code())

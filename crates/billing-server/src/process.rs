@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::exit::Fatal;
 use crate::node::{EndReason, FailStop, Founding, Node, NodeConfig};
 use crate::raft::Peer;
+use crate::restore::ledger_of;
 use crate::server::{ClientLimits, Serving};
 use crate::telemetry;
 
@@ -108,6 +109,19 @@ async fn listen(env: &Env, setting: &str, address: &str) -> Result<Box<dyn Liste
         .map_err(|error| Fatal::address(setting, address, &error))
 }
 
+/// Every member as the settings say that others reach it.
+pub(crate) fn members_told(config: &Config) -> BTreeMap<u64, Peer> {
+    let told = |peer: &crate::config::Peer| Peer {
+        raft: peer.raft.clone(),
+        client: peer.client.clone(),
+    };
+    config
+        .peers
+        .iter()
+        .map(|peer| (peer.id, told(peer)))
+        .collect()
+}
+
 /// Every member as others reach it. A lone node that listens on port 0 is where it was given a port.
 fn members(config: &Config, clients: &dyn Listener, peers: &dyn Listener) -> BTreeMap<u64, Peer> {
     let real =
@@ -115,17 +129,7 @@ fn members(config: &Config, clients: &dyn Listener, peers: &dyn Listener) -> BTr
             (true, Ok(address)) => address.to_string(),
             (true, Err(_)) | (false, _) => told.to_owned(),
         };
-    let mut members: BTreeMap<u64, Peer> = config
-        .peers
-        .iter()
-        .map(|peer| {
-            let peer_at = Peer {
-                raft: peer.raft.clone(),
-                client: peer.client.clone(),
-            };
-            (peer.id, peer_at)
-        })
-        .collect();
+    let mut members = members_told(config);
     if let Some(own) = members.get_mut(&config.node_id) {
         own.client = real(&own.client, clients);
         own.raft = real(&own.raft, peers);
@@ -137,7 +141,19 @@ fn members(config: &Config, clients: &dyn Listener, peers: &dyn Listener) -> BTr
 async fn folder(config: &Config, env: &Env) -> Result<(Disk, Option<Founding>), Fatal> {
     let (path, node) = (config.data_dir.as_path(), config.node_id);
     let named = config.ledger_id.as_ref();
-    let open = || billing_store::open(path, node, named.map(|id| id.as_str().as_bytes()));
+    let open = || {
+        let found = billing_store::inspect(path)?;
+        // One that was put back says so behind the ledger's id, and is that ledger all the same.
+        let found = found.filter(|found| {
+            let cluster = String::from_utf8_lossy(&found.cluster).into_owned();
+            named.is_some_and(|named| named.as_str() == ledger_of(&cluster))
+        });
+        let expected = match &found {
+            Some(found) => Some(&found.cluster[..]),
+            None => named.map(|id| id.as_str().as_bytes()),
+        };
+        billing_store::open(path, node, expected)
+    };
     let Some(bootstrap) = &config.bootstrap else {
         let opened = open().map_err(|error| match error {
             StoreError::Empty { .. } => Fatal::NothingThere(error),
@@ -174,6 +190,7 @@ async fn folder(config: &Config, env: &Env) -> Result<(Disk, Option<Founding>), 
     let founding = Founding {
         ledger_id,
         no_prior_charges: bootstrap.no_prior_charges,
+        ttl_max: bootstrap.ttl_max,
     };
     Ok((disk, Some(founding)))
 }

@@ -140,6 +140,7 @@ impl Host {
                 .map(|ledger_id| Founding {
                     ledger_id,
                     no_prior_charges: true,
+                    ttl_max: billing_core::TtlMs::MAX,
                 }),
             offload: Offload::Inline,
             snapshot_every: 200,

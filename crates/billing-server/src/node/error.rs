@@ -38,4 +38,11 @@ impl CallError {
             max: PROPOSALS_QUEUED_MAX as u64,
         }
     }
+
+    pub(crate) fn copies_full() -> CallError {
+        CallError::Overloaded {
+            bound: "copies of the ledger on their way".to_owned(),
+            max: super::backup::COPIES_MAX as u64,
+        }
+    }
 }

@@ -44,7 +44,10 @@ impl From<SnapshotError> for EndReason {
         match error {
             SnapshotError::Store(error) => error.into(),
             SnapshotError::Codec(error) => error.into(),
-            SnapshotError::Thread => EndReason::Bug(error.to_string()),
+            SnapshotError::Ledger(_) | SnapshotError::Gap { .. } => {
+                EndReason::Unreadable(error.to_string())
+            }
+            SnapshotError::Thread | SnapshotError::BuiltTwice => EndReason::Bug(error.to_string()),
         }
     }
 }

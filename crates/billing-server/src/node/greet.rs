@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 use std::time::Duration;
 
-use billing_core::{Actor, Command, LedgerId};
+use billing_core::{Actor, BootstrapWithin, Command, LedgerId, TtlMs};
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{InitializeError, RaftError};
 use serde::{Deserialize, Serialize};
@@ -45,6 +45,8 @@ pub struct Founding {
     pub ledger_id: LedgerId,
     /// The operator says that nothing was ever charged under this ledger id.
     pub no_prior_charges: bool,
+    /// The longest TTL that the ledger will know.
+    pub ttl_max: TtlMs,
 }
 
 pub(crate) async fn greet(
@@ -154,10 +156,14 @@ pub(crate) async fn found(node: Arc<Inner>, founding: Founding) {
 
 /// The first command of a new ledger. Every founding member proposes it: whoever is first, the others are refused.
 async fn bootstrap(node: &Inner, founding: &Founding) {
-    let command = Command::Bootstrap(billing_core::Bootstrap {
+    let bootstrap = billing_core::Bootstrap {
         ledger_id: founding.ledger_id.clone(),
         no_prior_charges: founding.no_prior_charges,
-    });
+    };
+    let command = match founding.ttl_max {
+        TtlMs::MAX => Command::Bootstrap(bootstrap),
+        ttl_max => Command::BootstrapWithin(BootstrapWithin { bootstrap, ttl_max }),
+    };
     loop {
         match node.propose(Actor::ledger(), command.clone()).await {
             Ok(Ok(_)) => {

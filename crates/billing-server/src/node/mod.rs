@@ -1,6 +1,7 @@
 //! One node of the cluster: decides when a command is proposed, where it is forwarded, what a read waits for, and how a node
 //! starts, founds and ends. Decides no rule about money: that is `billing_core`. Nothing of the consensus library shows.
 
+pub(crate) mod backup;
 pub mod bounds;
 pub mod clock;
 mod divergence;
@@ -29,6 +30,7 @@ use openraft::async_runtime::WatchReceiver as _;
 use tokio::sync::{Semaphore, watch};
 use tokio::task::JoinHandle;
 
+pub use backup::Taken;
 pub use bounds::BATCH_BYTES_MAX;
 pub use error::CallError;
 pub use fail_stop::{EndReason, FailStop};
@@ -69,6 +71,8 @@ pub(crate) struct Inner {
     pub forwards: proposer::Queue,
     pub reads: reads::Reads,
     pub entries_in_flight: Arc<Semaphore>,
+    /// Places for copies of the ledger on their way out.
+    pub copies: Arc<Semaphore>,
     pub succession: succession::Succession,
     pub membership: membership::Standing,
     /// Nothing new is taken any more.

@@ -302,19 +302,24 @@ pub(crate) async fn run(node: Arc<Inner>, mut gather: Gather) {
     }
 }
 
-/// Between the election of the first leader and the ledger's first command only that command may pass: to a client the ledger
-/// would say "not bootstrapped" for good, while it is a matter of milliseconds.
+/// Between the election of the first leader and the first command of a ledger that is new, or was put back, only that command
+/// may pass: to a client the ledger would say "not bootstrapped" for good, while it is a matter of milliseconds.
 fn only_founding(node: &Inner, batch: Vec<Ask>) -> Vec<Ask> {
-    if node.replica.state().ledger.ledger_id().is_some() {
-        return batch;
-    }
-    let (founding, early): (Vec<_>, Vec<_>) = batch
-        .into_iter()
-        .partition(|ask| matches!(ask.command, Command::Bootstrap(_)));
-    refuse(
-        early,
-        &CallError::not_applied("the cluster is being founded"),
-    );
+    let why = {
+        let ledger = &node.replica.state().ledger;
+        match ledger.ledger_id() {
+            None => "the cluster is being founded",
+            Some(_) if ledger.awaits_restore() => "the cluster is being restored",
+            Some(_) => return batch,
+        }
+    };
+    let (founding, early): (Vec<_>, Vec<_>) = batch.into_iter().partition(|ask| {
+        matches!(
+            ask.command,
+            Command::Bootstrap(_) | Command::BootstrapWithin(_) | Command::Restore(_)
+        )
+    });
+    refuse(early, &CallError::not_applied(why));
     founding
 }
 

@@ -16,8 +16,8 @@ use tokio::sync::{Semaphore, watch};
 use super::bounds::{BATCH_BYTES_MAX, CALL_TIMEOUT, ENTRIES_IN_FLIGHT_MAX};
 use super::clock::LeaderClock;
 use super::{
-    EndReason, FailStop, Founding, Inner, Node, divergence, forward, greet, membership, proposer,
-    reads, until_true,
+    EndReason, FailStop, Founding, Inner, Node, backup, divergence, forward, greet, membership,
+    proposer, reads, succession, until_true,
 };
 use crate::raft::Peer;
 use crate::raft::folders::{FolderId, Folders, FoldersError};
@@ -121,6 +121,7 @@ impl Node {
         let machine = StateMachine::new(
             replica.clone(),
             disk.snapshots.clone(),
+            disk.log.clone(),
             config.offload,
             fail_stop.clone(),
         );
@@ -147,6 +148,7 @@ impl Node {
             reads,
             succession,
             entries_in_flight: Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT_MAX)),
+            copies: Arc::new(Semaphore::new(backup::COPIES_MAX)),
             membership: membership::Standing::default(),
             closing: watch::Sender::new(false),
             deaf: watch::Sender::new(false),
@@ -166,6 +168,7 @@ impl Node {
             tokio::spawn(succession::run(inner.clone())),
             tokio::spawn(divergence::run(inner.clone())),
             tokio::spawn(serve(inner.clone(), listener)),
+            tokio::spawn(backup::restore(inner.clone())),
         ] {
             inner.keep_task(task);
         }

@@ -1,17 +1,19 @@
-//! Decides what a snapshot contains and how it gets to disk and back. Never touches the running ledger: it is given a copy.
+//! Decides what a snapshot contains, how it gets to disk and back, and which one counts. Never touches the running ledger: it
+//! is given a copy.
 
 use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
-use billing_core::Ledger;
+use billing_core::{BadSnapshot, Ledger};
 use billing_store::{
-    SNAPSHOT_CHUNK_BYTES, SnapshotId, SnapshotInfo, SnapshotStore, SnapshotSum, StoreError,
+    REJOIN, SNAPSHOT_CHUNK_BYTES, SnapshotId, SnapshotInfo, SnapshotStore, SnapshotSum, StoreError,
 };
 use bytes::Bytes;
 use serde::{Deserialize, Serialize};
 
 use super::codec::{self, CodecError};
+use super::pieces::{self, Pieces};
 use super::types::{SnapshotMeta, Vote};
 
 /// A snapshot that lies, whole and verified, in this node's store.
@@ -75,8 +77,18 @@ pub enum SnapshotError {
     Store(#[from] StoreError),
     #[error(transparent)]
     Codec(#[from] CodecError),
+    #[error("a snapshot holds no ledger that this billingd can read: {0}")]
+    Ledger(#[from] BadSnapshot),
+    /// `reaches`: the newest snapshot that is whole.
+    #[error(
+        "the log begins after entry {purged}, and no whole snapshot reaches that far (the newest {}): {REJOIN}",
+        reaches.map_or("is lost".to_owned(), |index| format!("ends at entry {index}"))
+    )]
+    Gap { purged: u64, reaches: Option<u64> },
     #[error("the thread that serialised a snapshot is gone")]
     Thread,
+    #[error("a copy of the ledger was to be written twice")]
+    BuiltTwice,
 }
 
 impl SnapshotError {
@@ -84,7 +96,11 @@ impl SnapshotError {
     pub fn is_fatal(&self) -> bool {
         match self {
             SnapshotError::Store(error) => error.is_fatal(),
-            SnapshotError::Codec(_) | SnapshotError::Thread => true,
+            SnapshotError::Codec(_)
+            | SnapshotError::Ledger(_)
+            | SnapshotError::Gap { .. }
+            | SnapshotError::BuiltTwice
+            | SnapshotError::Thread => true,
         }
     }
 }
@@ -107,21 +123,7 @@ pub enum Offload {
     Inline,
 }
 
-impl Offload {
-    pub async fn run<T: Send + 'static>(
-        self,
-        work: impl FnOnce() -> T + Send + 'static,
-    ) -> Result<T, SnapshotError> {
-        match self {
-            Offload::Inline => Ok(work()),
-            Offload::Thread => tokio::task::spawn_blocking(work)
-                .await
-                .map_err(|_| SnapshotError::Thread),
-        }
-    }
-}
-
-/// Serialises `ledger` and writes it. Resolves when the snapshot is durable.
+/// Writes `ledger` as it is made. Resolves when the snapshot is durable.
 pub async fn write(
     store: &dyn SnapshotStore,
     what: &Description,
@@ -129,14 +131,9 @@ pub async fn write(
     offload: Offload,
 ) -> Result<SnapshotFile, SnapshotError> {
     let index = what.meta.last_log_id.map_or(0, |last| last.index);
-    let header = what.encode()?;
-    let bytes = offload
-        .run(move || codec::encode("ledger", &ledger))
-        .await??;
-    let mut writer = store.create(index, header).await?;
-    let mut rest = bytes;
-    while !rest.is_empty() {
-        let piece = rest.split_to(rest.len().min(SNAPSHOT_CHUNK_BYTES));
+    let mut writer = store.create(index, what.encode()?).await?;
+    let mut pieces = Pieces::of(ledger, offload, SNAPSHOT_CHUNK_BYTES)?;
+    while let Some(piece) = pieces.next().await? {
         writer.write(piece).await?;
     }
     let info = writer.finish(None).await?;
@@ -149,32 +146,29 @@ pub async fn read(
     id: SnapshotId,
     offload: Offload,
 ) -> Result<Ledger, SnapshotError> {
-    let mut reader = store.read(id).await?;
-    let mut bytes = Vec::new();
-    while let Some(piece) = reader.next().await? {
-        bytes.extend_from_slice(&piece);
-    }
-    let bytes = Bytes::from(bytes);
-    Ok(offload
-        .run(move || codec::decode::<Ledger>("ledger", &bytes))
-        .await??)
+    pieces::gather(store.read(id).await?, offload).await
 }
 
-/// The newest snapshot that is there whole. Damaged ones are set aside on the way, and named in the log.
+/// The newest snapshot that is there whole. Those in `known` were read or written by this process and are not read again;
+/// damaged ones are set aside on the way, and named in the log.
 pub async fn newest(
     store: &dyn SnapshotStore,
+    known: &mut BTreeSet<SnapshotId>,
 ) -> Result<Option<(SnapshotMeta, SnapshotFile)>, SnapshotError> {
     for info in store.list() {
-        match store.verify(info.id).await {
-            Ok(()) => {
-                let what = Description::decode(&info.meta)?;
-                return Ok(Some((what.meta, SnapshotFile::new(&info, what.ids_used))));
+        if !known.contains(&info.id) {
+            match store.verify(info.id).await {
+                Ok(()) => {}
+                Err(error @ StoreError::SnapshotDamaged { .. }) => {
+                    tracing::error!(%error, snapshot = %info.id, "a damaged snapshot was set aside");
+                    continue;
+                }
+                Err(error) => return Err(error.into()),
             }
-            Err(error @ StoreError::SnapshotDamaged { .. }) => {
-                tracing::error!(%error, snapshot = %info.id, "a damaged snapshot was set aside");
-            }
-            Err(error) => return Err(error.into()),
+            known.insert(info.id);
         }
+        let what = Description::decode(&info.meta)?;
+        return Ok(Some((what.meta, SnapshotFile::new(&info, what.ids_used))));
     }
     Ok(None)
 }

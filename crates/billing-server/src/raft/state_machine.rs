@@ -1,14 +1,17 @@
 //! Decides nothing about money: feeds committed entries to the ledger, in order, and hands out what it answers. Reads no
 //! clock for the ledger: time came with the entry.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::sync::Arc;
 
-use billing_store::SnapshotStore;
+use billing_core::Ledger;
+use billing_store::{LogDisk, SnapshotId, SnapshotStore};
 use futures::{Stream, TryStreamExt};
 use openraft::storage::{EntryResponder, RaftSnapshotBuilder, RaftStateMachine, Snapshot};
 use openraft::{EntryPayload, OptionalSend};
 
+use super::pieces;
 use super::replica::{Replica, State};
 use super::snapshot::{self, Description, Offload, SnapshotError, SnapshotFile};
 use super::types::{Entry, LogId, Membership, Outcome, Peer, SnapshotMeta, TypeConfig};
@@ -22,6 +25,9 @@ type SnapshotOf = Snapshot<CommittedLeaderId, u64, Peer, SnapshotFile>;
 pub struct StateMachine {
     replica: Arc<Replica>,
     snapshots: Arc<dyn SnapshotStore>,
+    log: Arc<dyn LogDisk>,
+    /// Snapshots whose every byte this process has seen.
+    known: Arc<tokio::sync::Mutex<BTreeSet<SnapshotId>>>,
     offload: Offload,
     fail_stop: FailStop,
 }
@@ -30,12 +36,15 @@ impl StateMachine {
     pub fn new(
         replica: Arc<Replica>,
         snapshots: Arc<dyn SnapshotStore>,
+        log: Arc<dyn LogDisk>,
         offload: Offload,
         fail_stop: FailStop,
     ) -> StateMachine {
         StateMachine {
             replica,
             snapshots,
+            log,
+            known: Arc::default(),
             offload,
             fail_stop,
         }
@@ -47,6 +56,49 @@ impl StateMachine {
             self.fail_stop.trip(error);
         }
         told
+    }
+
+    /// The state as it is now, on its way into a snapshot. Copy-on-write: applies go on, and the copy stays as it is.
+    fn copy(&self) -> Builder {
+        let state = self.replica.state();
+        Builder {
+            what: Description {
+                meta: SnapshotMeta {
+                    last_log_id: state.applied,
+                    last_membership: state.membership.clone(),
+                },
+                ids_used: state.ids_used.clone(),
+            },
+            ledger: Some(state.ledger.clone()),
+            machine: self.clone(),
+        }
+    }
+
+    /// The newest snapshot that is whole, and that the log goes on from.
+    async fn current(&self) -> Result<Option<SnapshotOf>, SnapshotError> {
+        let newest = {
+            let mut known = self.known.lock().await;
+            let newest = snapshot::newest(&*self.snapshots, &mut known).await?;
+            let listed = self.snapshots.list();
+            known.retain(|id| listed.iter().any(|info| info.id == *id));
+            newest
+        };
+        let reaches = newest
+            .as_ref()
+            .and_then(|(meta, _)| meta.last_log_id)
+            .map(|last| last.index);
+        let purged = self.log.state()?.purged.map(|purged| purged.index);
+        if let Some(purged) = purged.filter(|purged| reaches.is_none_or(|index| index < *purged)) {
+            // It was damaged. While the state is in memory that is no loss; at the start it is one.
+            if self.replica.state().applied_index() < Some(purged) {
+                return Err(SnapshotError::Gap { purged, reaches });
+            }
+            return self.copy().build().await.map(Some);
+        }
+        Ok(newest.map(|(meta, file)| Snapshot {
+            meta,
+            snapshot: file,
+        }))
     }
 
     /// One entry, under the lock; what must be told to others afterwards is returned.
@@ -118,19 +170,7 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
-        let state = self.replica.state();
-        Builder {
-            what: Description {
-                meta: SnapshotMeta {
-                    last_log_id: state.applied,
-                    last_membership: state.membership.clone(),
-                },
-                ids_used: state.ids_used.clone(),
-            },
-            // Copy-on-write: applies go on, and the copy stays as it is.
-            ledger: state.ledger.clone(),
-            machine: self.clone(),
-        }
+        self.copy()
     }
 
     async fn install_snapshot(
@@ -141,14 +181,17 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         let ledger = snapshot::read(&*self.snapshots, snapshot.id, self.offload)
             .await
             .map_err(|error| self.failed(error))?;
-        {
+        self.known.lock().await.insert(snapshot.id);
+        let old = {
             let mut state = self.replica.state_mut();
-            state.ledger = ledger;
+            let old = std::mem::replace(&mut state.ledger, ledger);
             state.applied = meta.last_log_id;
             state.membership = meta.last_membership.clone();
             state.ids_used = (*snapshot.ids_used).clone();
             state.note_hash();
-        }
+            old
+        };
+        pieces::discard(old, self.offload);
         // Whoever leads now counts from a state that this node jumped to, and answers may lie in the gap.
         self.replica.clock.discard();
         self.replica.waiters.skipped();
@@ -158,39 +201,38 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<SnapshotOf>, io::Error> {
-        let newest = snapshot::newest(&*self.snapshots)
-            .await
-            .map_err(|error| self.failed(error))?;
-        Ok(newest.map(|(meta, file)| Snapshot {
-            meta,
-            snapshot: file,
-        }))
+        self.current().await.map_err(|error| self.failed(error))
     }
 }
 
 /// A copy of the ledger on its way to disk.
 pub struct Builder {
     what: Description,
-    ledger: billing_core::Ledger,
+    /// Gone once it was written: whoever drops it last takes a while over it.
+    ledger: Option<Ledger>,
     machine: StateMachine,
+}
+
+impl Builder {
+    async fn build(&mut self) -> Result<SnapshotOf, SnapshotError> {
+        let machine = &self.machine;
+        let ledger = self.ledger.take().ok_or(SnapshotError::BuiltTwice)?;
+        let file =
+            snapshot::write(&*machine.snapshots, &self.what, ledger, machine.offload).await?;
+        machine.known.lock().await.insert(file.id);
+        tracing::info!(snapshot = %file.id, bytes = file.sum.bytes, "snapshot written");
+        Ok(Snapshot {
+            meta: self.what.meta.clone(),
+            snapshot: file,
+        })
+    }
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for Builder {
     type SnapshotData = SnapshotFile;
 
     async fn build_snapshot(&mut self) -> Result<SnapshotOf, io::Error> {
-        let file = snapshot::write(
-            &*self.machine.snapshots,
-            &self.what,
-            self.ledger.clone(),
-            self.machine.offload,
-        )
-        .await
-        .map_err(|error| self.machine.failed(error))?;
-        tracing::info!(snapshot = %file.id, bytes = file.sum.bytes, "snapshot written");
-        Ok(Snapshot {
-            meta: self.what.meta.clone(),
-            snapshot: file,
-        })
+        let built = self.build().await;
+        built.map_err(|error| self.machine.failed(error))
     }
 }

@@ -65,6 +65,7 @@ impl Cluster {
                 founding: Some(Founding {
                     ledger_id: ledger_id.clone(),
                     no_prior_charges: true,
+                    ttl_max: billing_core::TtlMs::MAX,
                 }),
                 ..NodeConfig::new(id, members.clone())
             };

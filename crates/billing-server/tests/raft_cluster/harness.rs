@@ -140,6 +140,7 @@ impl Cluster {
             config.founding = Some(Founding {
                 ledger_id: LedgerId::new("test")?,
                 no_prior_charges: true,
+                ttl_max: billing_core::TtlMs::MAX,
             });
         }
         (self.tune)(&mut config);
