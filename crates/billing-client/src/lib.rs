@@ -19,6 +19,7 @@
 
 mod audit;
 mod background;
+mod backup;
 mod calls;
 mod charges;
 mod cluster;
@@ -34,6 +35,7 @@ mod session;
 
 pub use billing_core::{FencingToken, Outcome, Rejection};
 pub use billing_proto::{Failure, v1};
+pub use backup::Backup;
 pub use charges::Begun;
 pub use config::{BuildError, Client, ClientBuilder};
 pub use guard::LeaseGuard;

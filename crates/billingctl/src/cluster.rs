@@ -4,7 +4,7 @@
 use std::{pin::Pin, time::Duration};
 
 use billing_client::{
-    AcquireOptions, Client, FencingToken, LeaseGuard, Session, SessionOptions, Submitted,
+    AcquireOptions, Backup, Client, FencingToken, LeaseGuard, Session, SessionOptions, Submitted,
 };
 use billing_env::Env;
 use billing_proto::{Failure, v1};
@@ -347,6 +347,22 @@ impl Cluster {
         self.told(self.client().await?.transfer_leader(node_id).await)
             .await
             .map_err(|problem| problem.look_at(WHO_BELONGS))
+    }
+
+    /// Why not, in one line: others are asked at the same time.
+    pub async fn take_snapshot_of(
+        &self,
+        endpoint: &str,
+        patience: Duration,
+    ) -> Result<v1::TakeSnapshotResponse, String> {
+        self.client
+            .take_snapshot_of(endpoint, patience)
+            .await
+            .map_err(|failure| reason_of(&failure))
+    }
+
+    pub async fn backup(&self) -> Result<Backup, Problem> {
+        self.told(self.client().await?.backup().await).await
     }
 
     /// Records from `from_index` on (0: the oldest kept), `limit` at most (0: all).

@@ -29,6 +29,8 @@ pub struct ClusterOptions {
     pub to_terminal: bool,
     /// More flags for every node.
     pub flags: Vec<String>,
+    /// More flags for the first start of a new cluster.
+    pub founding_flags: Vec<String>,
 }
 
 impl ClusterOptions {
@@ -40,6 +42,7 @@ impl ClusterOptions {
             log: "info".to_owned(),
             to_terminal: false,
             flags: Vec::new(),
+            founding_flags: Vec::new(),
         }
     }
 }
@@ -90,22 +93,21 @@ impl Cluster {
 
     /// The command line of one node.
     pub fn command(&self, id: usize, bootstrap: bool) -> Result<Command> {
-        let peers: Vec<String> = (1..=self.options.nodes)
-            .map(|peer| format!("{peer}={}/{}", self.endpoint(peer), self.raft_address(peer)))
-            .collect();
         let mut command = Command::new(binary("billingd")?);
         command
             .arg("run")
             .args(["--node-id", &id.to_string()])
             .args(["--listen", &self.endpoint(id)])
             .args(["--raft-listen", &self.raft_address(id)])
-            .args(["--peers", &peers.join(",")])
+            .args(["--peers", &self.peers()])
             .args(["--log", &self.options.log])
             .arg("--data-dir")
             .arg(self.data(id))
             .args(&self.options.flags);
         if bootstrap {
-            command.args(["--bootstrap", "--no-prior-charges", "--ledger-id", "local"]);
+            command
+                .args(["--bootstrap", "--no-prior-charges", "--ledger-id", "local"])
+                .args(&self.options.founding_flags);
         }
         Ok(command)
     }
@@ -141,6 +143,18 @@ impl Cluster {
 
     fn raft_address(&self, id: usize) -> String {
         format!("127.0.0.1:{}", self.raft_ports[id - 1])
+    }
+
+    /// What `--peers` of every node says.
+    pub fn peers(&self) -> String {
+        let peers = (1..=self.options.nodes)
+            .map(|peer| format!("{peer}={}/{}", self.endpoint(peer), self.raft_address(peer)));
+        peers.collect::<Vec<_>>().join(",")
+    }
+
+    /// What [`ClusterOptions::ports`] takes for a cluster in the same place.
+    pub fn ports(&self) -> Vec<u16> {
+        [&self.client_ports[..], &self.raft_ports[..]].concat()
     }
 
     /// All client endpoints.

@@ -1,5 +1,8 @@
 //! Decides how `billingctl cluster ...` is written. Never talks to a cluster.
 
+use std::path::PathBuf;
+use std::time::Duration;
+
 use clap::{Args, Subcommand};
 
 use super::{Reason, host_port};
@@ -20,6 +23,18 @@ const REMOVE_EXAMPLES: &str = "\
 Examples:
   billingctl cluster remove 4                    a learner, or one of an even number of voters
   billingctl cluster remove 3 --allow-even       from 3 voters to 2: no failure is tolerated then";
+
+const BACKUP_EXAMPLES: &str = "\
+Examples:
+  billingctl cluster backup --out ledger-2026-11-22.backup
+  billingctl cluster verify ledger-2026-11-22.backup -o json | jq .applied_index";
+
+const RESTORE_EXAMPLES: &str = "\
+Examples:
+  P=1=127.0.0.1:7101/127.0.0.1:7201,2=127.0.0.1:7102/127.0.0.1:7202,3=127.0.0.1:7103/127.0.0.1:7203
+  billingctl cluster restore FILE --peers $P --node 1=new/1 --node 2=new/2 --node 3=new/3
+  billingd --node-id 1 --data-dir new/1 --peers $P &        and so on, without --bootstrap
+  billingctl cluster allow-charges --evidence TEXT          after comparing with the provider's books";
 
 #[derive(Debug, Subcommand)]
 pub enum Cluster {
@@ -52,6 +67,45 @@ pub enum Cluster {
         #[arg(value_name = "ID", value_parser = clap::value_parser!(u64).range(1..))]
         node_id: Option<u64>,
     },
+    /// Let nodes write a snapshot of their ledger to their own disks, now. Answers when it is durable.
+    ///
+    /// A node does this by itself every so many entries; after it, it needs less of its log. This is no backup: it lies on the
+    /// node's own disk.
+    Snapshot {
+        /// Which nodes, `host:port`. Default: all of --endpoints.
+        #[arg(value_name = "NODE", value_parser = host_port)]
+        nodes: Vec<String>,
+        /// How long a node may take.
+        #[arg(long, value_name = "SPAN", value_parser = super::timeout, default_value = "5m")]
+        patience: Duration,
+    },
+    /// Write the whole ledger to a file, while the cluster serves.
+    ///
+    /// Every byte is verified on the way; the file gets its name when it is whole and on the disk. It holds the ledger as of
+    /// one entry: invoices, leases, attempts, audit log.
+    #[command(after_help = BACKUP_EXAMPLES)]
+    Backup {
+        /// The file.
+        #[arg(long, short = 'f', value_name = "FILE")]
+        out: PathBuf,
+        /// Replace the file if there is one.
+        #[arg(long)]
+        force: bool,
+    },
+    /// Verify a backup, down to the ledger inside, and show what it holds. Needs no cluster.
+    Verify {
+        /// What `cluster backup` wrote.
+        file: PathBuf,
+    },
+    /// Make the data folders of a new cluster out of a backup. Needs no cluster, and touches none.
+    ///
+    /// Runs `billingd restore` once for each --node: for a cluster on this machine. On several machines run `billingd restore`
+    /// on each, with the same file and the same --peers.
+    ///
+    /// The ledger keeps its id. Once the nodes run: all sessions have ended, no lease is granted before the longest TTL has
+    /// passed, and nothing is charged before `billingctl cluster allow-charges`.
+    #[command(after_help = RESTORE_EXAMPLES)]
+    Restore(Restore),
     /// Allow charging after a restore, or after a bootstrap that was not the first. Audited.
     ///
     /// Do this only after the longest time that a charge can be on its way, and after comparing the ledger with the
@@ -75,6 +129,29 @@ pub enum Cluster {
         #[command(flatten)]
         reason: Reason,
     },
+}
+
+#[derive(Debug, Args)]
+pub struct Restore {
+    /// What `cluster backup` wrote.
+    pub file: PathBuf,
+    /// Every node of the new cluster, as others reach it: its address for clients, then that for nodes.
+    #[arg(long, value_name = "ID=CLIENTS/NODES,...")]
+    pub peers: String,
+    /// A node to make here, and its new data folder. Once for each.
+    #[arg(long = "node", value_name = "ID=DIR", value_parser = node_and_folder, required = true)]
+    pub nodes: Vec<(u64, PathBuf)>,
+    /// The `billingd` to run. Default: the one beside this program, else that of PATH.
+    #[arg(long, value_name = "PROGRAM")]
+    pub billingd: Option<PathBuf>,
+}
+
+fn node_and_folder(text: &str) -> Result<(u64, PathBuf), String> {
+    let parsed = text.split_once('=').and_then(|(id, folder)| {
+        let id = id.parse().ok().filter(|&id| id > 0)?;
+        (!folder.is_empty()).then(|| (id, PathBuf::from(folder)))
+    });
+    parsed.ok_or_else(|| "not of the form ID=DIR, such as 1=data/1".to_owned())
 }
 
 #[derive(Debug, Args)]

@@ -9,7 +9,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
 pub use bench::Bench;
-pub use cluster::{Add, Cluster, Promote, Remove};
+pub use cluster::{Add, Cluster, Promote, Remove, Restore};
 
 /// The three nodes that `make cluster` starts.
 pub const ENDPOINTS_DEFAULT: &str = "127.0.0.1:7101,127.0.0.1:7102,127.0.0.1:7103";

@@ -2,7 +2,7 @@
 
 use futures::future::join_all;
 
-use super::{Context, members};
+use super::{Context, backup, members};
 use crate::{
     args::{Cluster as Verb, Format},
     failure::{Exit, IS_IT_RUNNING, Problem},
@@ -22,6 +22,12 @@ pub async fn run(mut context: Context<'_, '_>, verb: Verb) -> Result<Exit, Probl
         Verb::TransferLeader { node_id } => {
             return members::transfer_leader(context, node_id).await;
         }
+        Verb::Snapshot { nodes, patience } => {
+            return backup::snapshot(context, nodes, patience).await;
+        }
+        Verb::Backup { out, force } => return backup::backup(context, out, force).await,
+        Verb::Verify { file } => return backup::verify(context, &file),
+        Verb::Restore(restore) => return backup::restore(context, restore).await,
         Verb::AllowCharges { evidence } => {
             context.cluster.allow_charges(&evidence).await?;
             Switched {

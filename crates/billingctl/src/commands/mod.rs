@@ -1,6 +1,7 @@
 //! Decides which question or order each command line becomes: one file per noun. Rules live in the cluster, looks in `output`.
 
 mod audit;
+mod backup;
 mod bench;
 mod charge;
 mod cluster;

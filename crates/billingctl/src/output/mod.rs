@@ -3,6 +3,7 @@
 //! A command hands over either one thing ([`Printer::one`]) or rows, page by page ([`Printer::listing`]); what a thing looks
 //! like to people and to programs stands beside its JSON form in `json.rs`.
 
+pub mod backup;
 mod doctor;
 mod human;
 pub mod json;
