@@ -8,7 +8,7 @@ use billing_env::{BootTime, Clock, MonoTime};
 use billing_proto::Failure;
 use tonic::{Code, Response, Status, transport::Channel};
 
-use crate::{Client, nodes::Node};
+use crate::{Client, ask::Ask, nodes::Node, pipe::Heard};
 
 /// The first pause between attempts is anything up to this, the next up to twice as much ...
 const BACK_OFF_FIRST: Duration = Duration::from_millis(25);
@@ -36,6 +36,16 @@ pub(crate) struct Budget {
     pub attempt: Duration,
 }
 
+impl Budget {
+    /// For a request that may wait for its lease so long.
+    pub fn and(self, wait: Duration) -> Budget {
+        Budget {
+            deadline: self.deadline + wait,
+            attempt: self.attempt + wait,
+        }
+    }
+}
+
 /// An answer, and when its request was sent, read before sending.
 #[derive(Debug)]
 pub(crate) struct Answered<T> {
@@ -46,6 +56,34 @@ pub(crate) struct Answered<T> {
     pub first_sent_at: BootTime,
 }
 
+impl<T> Answered<T> {
+    pub fn map<U>(self, map: impl FnOnce(T) -> U) -> Answered<U> {
+        Answered {
+            value: map(self.value),
+            sent_at: self.sent_at,
+            first_sent_at: self.first_sent_at,
+        }
+    }
+
+    pub fn try_map<U>(
+        self,
+        map: impl FnOnce(T) -> Result<U, Failure>,
+    ) -> Result<Answered<U>, Failure> {
+        Ok(Answered {
+            value: map(self.value)?,
+            sent_at: self.sent_at,
+            first_sent_at: self.first_sent_at,
+        })
+    }
+}
+
+/// What one attempt brought.
+struct Attempt<T> {
+    result: Result<T, Failure>,
+    /// It names another leader than the one known.
+    pointed_elsewhere: bool,
+}
+
 impl Client {
     pub(crate) fn budget(&self) -> Budget {
         Budget {
@@ -54,7 +92,7 @@ impl Client {
         }
     }
 
-    /// Sends `request` until it is answered, must not be repeated, or time is up.
+    /// Sends `request` as a call of its own until it is answered, must not be repeated, or time is up.
     pub(crate) async fn call<Req, Resp, Sent>(
         &self,
         what: &'static str,
@@ -66,6 +104,109 @@ impl Client {
     where
         Req: Clone,
         Sent: Future<Output = Result<Response<Resp>, Status>>,
+    {
+        let nodes = &self.inner.nodes;
+        let pick = || nodes.pick();
+        let attempt = |node: Node, patience| {
+            let sent = send(node.channel.clone(), request.clone());
+            async move { self.alone(what, &node, patience, sent).await }
+        };
+        self.attempts(what, repeat, budget, pick, attempt).await
+    }
+
+    /// As [`Client::call`], over the node's Pipeline where it has one.
+    pub(crate) async fn ask<A: Ask>(
+        &self,
+        repeat: Repeat,
+        budget: Budget,
+        request: A,
+    ) -> Result<Answered<A::Answer>, Failure> {
+        let nodes = &self.inner.nodes;
+        let pick = || nodes.pick_with_pipe();
+        let attempt = |node: Node, patience| {
+            let request = request.clone();
+            async move { self.together(&node, patience, request).await }
+        };
+        self.attempts(A::METHOD, repeat, budget, pick, attempt)
+            .await
+    }
+
+    /// One attempt as a call of its own.
+    async fn alone<Resp>(
+        &self,
+        what: &'static str,
+        node: &Node,
+        patience: Duration,
+        sent: impl Future<Output = Result<Response<Resp>, Status>>,
+    ) -> Attempt<Resp> {
+        let nodes = &self.inner.nodes;
+        let status = match within(&*self.inner.env.clock, patience, sent).await {
+            Some(Ok(response)) => {
+                let pointed_elsewhere = nodes.learn(response.metadata());
+                return Attempt {
+                    result: Ok(response.into_inner()),
+                    pointed_elsewhere,
+                };
+            }
+            Some(Err(status)) => status,
+            None => Status::deadline_exceeded(format!(
+                "{what}: no answer from {} within {patience:?}",
+                node.address
+            )),
+        };
+        let pointed_elsewhere = nodes.learn(status.metadata());
+        Attempt {
+            result: Err(Failure::from(status)),
+            pointed_elsewhere,
+        }
+    }
+
+    /// One attempt over the node's Pipeline; as a call of its own where this node, or this client, has none.
+    async fn together<A: Ask>(
+        &self,
+        node: &Node,
+        patience: Duration,
+        request: A,
+    ) -> Attempt<A::Answer> {
+        let nodes = &self.inner.nodes;
+        let clock = &*self.inner.env.clock;
+        let begun_at = clock.monotonic();
+        if let Some(pipe) = &node.pipe {
+            let (manner, wanted) = (request.manner(), request.clone().wrap());
+            match pipe.ask(clock, wanted, manner, patience).await {
+                Heard::Told {
+                    told,
+                    leader_address,
+                } => {
+                    return Attempt {
+                        result: A::unwrap(told),
+                        pointed_elsewhere: nodes.learn_address(&leader_address),
+                    };
+                }
+                Heard::Failed(failure) => {
+                    return Attempt {
+                        result: Err(failure),
+                        pointed_elsewhere: false,
+                    };
+                }
+                Heard::NotSpoken => nodes.has_no_pipe(node),
+            }
+        }
+        let left = left(clock, begun_at, patience);
+        let sent = request.call(node.channel.clone());
+        self.alone(A::METHOD, node, left, sent).await
+    }
+
+    async fn attempts<Resp, Sent>(
+        &self,
+        what: &'static str,
+        repeat: Repeat,
+        budget: Budget,
+        pick: impl Fn() -> Node,
+        attempt: impl Fn(Node, Duration) -> Sent,
+    ) -> Result<Answered<Resp>, Failure>
+    where
+        Sent: Future<Output = Attempt<Resp>>,
     {
         let clock = &*self.inner.env.clock;
         let nodes = &self.inner.nodes;
@@ -80,26 +221,23 @@ impl Client {
                 Repeat::Freely | Repeat::DoubtingRefusals => left.min(budget.attempt),
                 Repeat::Never => left,
             };
-            let node = nodes.pick();
+            let node = pick();
             let sent_at = clock.boottime();
-            let sent = send(node.channel.clone(), request.clone());
-            let status = match within(clock, patience, sent).await {
-                Some(Ok(response)) => {
-                    nodes.learn(response.metadata());
+            let Attempt {
+                result,
+                pointed_elsewhere,
+            } = attempt(node.clone(), patience).await;
+            let failure = match result {
+                Ok(value) => {
                     return Ok(Answered {
-                        value: response.into_inner(),
+                        value,
                         sent_at,
                         first_sent_at,
                     });
                 }
-                Some(Err(status)) => status,
-                None => Status::deadline_exceeded(format!(
-                    "{what}: no answer from {} within {patience:?}",
-                    node.address
-                )),
+                Err(failure) => failure,
             };
-            let pointed_elsewhere = nodes.learn(status.metadata());
-            let may_repeat = match Failure::from(status) {
+            let may_repeat = match failure {
                 Failure::Rejected(rejection) => {
                     return Err(match (repeat, doubt) {
                         (Repeat::DoubtingRefusals, Some(_)) => {

@@ -34,14 +34,7 @@ impl Client {
             token: token.0,
             terms,
         };
-        let send = |channel, request| async move {
-            ChargeServiceClient::new(channel)
-                .begin_charge(request)
-                .await
-        };
-        let answered = self
-            .call("BeginCharge", Repeat::Never, self.budget(), request, send)
-            .await?;
+        let answered = self.ask(Repeat::Never, self.budget(), request).await?;
         let attempt = answered.value.attempt.ok_or_else(|| missing("attempt"))?;
         Ok(Begun {
             attempt,
@@ -62,19 +55,8 @@ impl Client {
             token: token.0,
             object: object.to_owned(),
         };
-        let send = |channel, request| async move {
-            ChargeServiceClient::new(channel)
-                .attach_provider_object(request)
-                .await
-        };
         let answered = self
-            .call(
-                "AttachProviderObject",
-                Repeat::DoubtingRefusals,
-                self.budget(),
-                request,
-                send,
-            )
+            .ask(Repeat::DoubtingRefusals, self.budget(), request)
             .await?;
         Ok(answered.value.object)
     }
@@ -94,19 +76,8 @@ impl Client {
             idempotency_key: idempotency_key.to_owned(),
             outcome: Some(outcome.into()),
         };
-        let send = |channel, request| async move {
-            ChargeServiceClient::new(channel)
-                .settle_charge(request)
-                .await
-        };
         let answered = self
-            .call(
-                "SettleCharge",
-                Repeat::DoubtingRefusals,
-                self.budget(),
-                request,
-                send,
-            )
+            .ask(Repeat::DoubtingRefusals, self.budget(), request)
             .await?;
         Ok(answered.value.status())
     }

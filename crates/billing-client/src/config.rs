@@ -5,7 +5,11 @@ use std::{sync::Arc, time::Duration};
 
 use billing_env::Env;
 
-use crate::{background::Background, life::Trust, nodes::Nodes};
+use crate::{
+    background::Background,
+    life::Trust,
+    nodes::{Lanes, Nodes},
+};
 
 /// How wrong the clock of this machine or of a node may run. 1 %, far beyond any healthy quartz.
 const DRIFT_DEFAULT: f64 = 0.01;
@@ -18,6 +22,8 @@ const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
 /// One attempt. Longer than a slow disk, shorter than patience: a half-open connection must not eat the whole deadline.
 const ATTEMPT_DEFAULT: Duration = Duration::from_secs(3);
 const CONNECT_DEFAULT: Duration = Duration::from_secs(1);
+/// To one node. More serve nobody: a connection carries 100,000 requests a second.
+const CONNECTIONS_MAX: usize = 64;
 
 /// A handle on a cluster. Cheap to clone; clones share connections and what is known about the leader.
 #[derive(Clone, Debug)]
@@ -70,6 +76,7 @@ pub struct ClientBuilder {
     deadline: Duration,
     attempt: Duration,
     connect: Duration,
+    lanes: Lanes,
 }
 
 impl Default for ClientBuilder {
@@ -82,6 +89,10 @@ impl Default for ClientBuilder {
             deadline: DEADLINE_DEFAULT,
             attempt: ATTEMPT_DEFAULT,
             connect: CONNECT_DEFAULT,
+            lanes: Lanes {
+                count: 1,
+                piped: true,
+            },
         }
     }
 }
@@ -137,6 +148,20 @@ impl ClientBuilder {
         self
     }
 
+    /// Every request as a call of its own, never over a Pipeline; default: over one. For comparisons.
+    #[must_use]
+    pub fn unary_only(mut self, unary_only: bool) -> Self {
+        self.lanes.piped = !unary_only;
+        self
+    }
+
+    /// How many connections are held to a node, 1..=64, used in turn; default 1.
+    #[must_use]
+    pub fn connections(mut self, connections: usize) -> Self {
+        self.lanes.count = connections;
+        self
+    }
+
     /// Connects to nothing yet; the first call does.
     pub fn build(self) -> Result<Client, BuildError> {
         if !(0.0..=DRIFT_MAX).contains(&self.drift) {
@@ -150,7 +175,11 @@ impl ClientBuilder {
         if endpoints.is_empty() {
             return Err(BuildError::NoEndpoints);
         }
-        let nodes = Nodes::new(&self.env, endpoints, self.connect);
+        let connections = self.lanes.count;
+        if !(1..=CONNECTIONS_MAX).contains(&connections) {
+            return Err(BuildError::Connections { connections });
+        }
+        let nodes = Nodes::new(&self.env, endpoints, self.connect, self.lanes);
         let trust = Trust {
             drift: self.drift,
             margin: self.margin,
@@ -206,6 +235,8 @@ pub enum BuildError {
     Tls { endpoint: String },
     #[error("drift {drift} must be 0..={DRIFT_MAX}: the share by which a clock may run wrong")]
     Drift { drift: f64 },
+    #[error("connections {connections} must be 1..={CONNECTIONS_MAX}")]
+    Connections { connections: usize },
 }
 
 #[cfg(test)]
@@ -240,6 +271,19 @@ mod tests {
             build(&["https://node:7101"]),
             Err(BuildError::Tls { .. })
         ));
+    }
+
+    #[test]
+    fn a_client_without_connections_or_with_too_many_is_refused() {
+        for connections in [0, CONNECTIONS_MAX + 1] {
+            let refused = Client::builder()
+                .endpoints(["a:1"])
+                .connections(connections);
+            assert_eq!(
+                refused.build().map(|client| client.endpoints()),
+                Err(BuildError::Connections { connections })
+            );
+        }
     }
 
     #[test]

@@ -97,15 +97,8 @@ impl Client {
             invoice_id: invoice_id.to_owned(),
             stale_ok,
         };
-        let send = |channel, request| async move {
-            InvoiceServiceClient::new(channel)
-                .get_invoice(request)
-                .await
-        };
-        Ok(self
-            .call("GetInvoice", Repeat::Freely, self.budget(), request, send)
-            .await?
-            .value)
+        let answered = self.ask(Repeat::Freely, self.budget(), request).await?;
+        Ok(answered.value)
     }
 
     /// One page, in order of invoice id.
@@ -229,19 +222,7 @@ impl Client {
         &self,
         request: v1::ClaimInvoicesRequest,
     ) -> Result<Answered<v1::ClaimInvoicesResponse>, Failure> {
-        let send = |channel, request| async move {
-            InvoiceServiceClient::new(channel)
-                .claim_invoices(request)
-                .await
-        };
-        self.call(
-            "ClaimInvoices",
-            Repeat::Freely,
-            self.budget(),
-            request,
-            send,
-        )
-        .await
+        self.ask(Repeat::Freely, self.budget(), request).await
     }
 }
 

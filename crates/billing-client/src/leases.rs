@@ -9,7 +9,6 @@ use billing_proto::{
     v1::{self, lease_service_client::LeaseServiceClient},
 };
 use futures::Stream;
-use tonic::{Response, Status};
 
 use crate::{
     Client,
@@ -34,12 +33,7 @@ impl Client {
             invoice_id: invoice_id.to_owned(),
             stale_ok,
         };
-        let send = |channel, request| async move {
-            LeaseServiceClient::new(channel).get_lease(request).await
-        };
-        let answered = self
-            .call("GetLease", Repeat::Freely, self.budget(), request, send)
-            .await?;
+        let answered = self.ask(Repeat::Freely, self.budget(), request).await?;
         Ok(answered.value.lease)
     }
 
@@ -91,38 +85,59 @@ impl Client {
     }
 
     async fn release(&self, request: v1::ReleaseLeaseRequest) -> Result<bool, Failure> {
-        let send = |channel, request| async move {
-            LeaseServiceClient::new(channel)
-                .release_lease(request)
-                .await
-        };
-        let answered = self
-            .call("ReleaseLease", Repeat::Freely, self.budget(), request, send)
-            .await?;
+        let answered = self.ask(Repeat::Freely, self.budget(), request).await?;
         Ok(answered.value.was_current)
     }
 
-    /// A result per item, in order; at most 1,000.
-    pub(crate) async fn release_leases(
+    /// Asks for many leases in one command: a result per item, in order; at most 1,000. Items do not depend on one another, and
+    /// the answer comes when all are known, those that wait included. An item without a session gets a `request_id`, should it
+    /// have none, so that repeats of this call are the same request.
+    ///
+    /// `Unknown`, of an item or of the whole: it may be granted or stand in the queue; withdraw it by its session and seq, or
+    /// by its request_id's session and seq 1. [`crate::Session::acquire_each`] does that, and gives guards.
+    pub async fn acquire_leases(
+        &self,
+        mut items: Vec<v1::AcquireLeaseRequest>,
+    ) -> Result<Vec<Result<v1::AcquireLeaseResponse, Failure>>, Failure> {
+        for item in &mut items {
+            if item.session_id.is_empty() && item.request_id.is_empty() {
+                item.request_id = self.inner.env.random.id().to_vec();
+            }
+        }
+        let count = items.len();
+        let answered = self.acquire_items(items).await?;
+        counted(count, answered.value)
+    }
+
+    pub(crate) async fn acquire_items(
+        &self,
+        items: Vec<v1::AcquireLeaseRequest>,
+    ) -> Result<Answered<Vec<Result<v1::AcquireLeaseResponse, Failure>>>, Failure> {
+        use v1::acquire_leases_response::item::Result as Item;
+        let wait_ms = items.iter().map(|item| item.wait_ms).max().unwrap_or(0);
+        let budget = self.budget().and(Duration::from_millis(wait_ms));
+        let request = v1::AcquireLeasesRequest { items };
+        let answered = self.ask(Repeat::Freely, budget, request).await?;
+        Ok(answered.map(|answer| {
+            let results = answer.items.into_iter().map(|item| match item.result {
+                Some(Item::Granted(granted)) => Ok(granted),
+                Some(Item::Error(error)) => Err(Failure::from(error)),
+                None => Err(missing("a result")),
+            });
+            results.collect()
+        }))
+    }
+
+    /// Ends many leases in one command: for each whether its token was current, in order; at most 1,000. May be repeated
+    /// freely.
+    pub async fn release_leases(
         &self,
         items: Vec<v1::ReleaseLeaseRequest>,
     ) -> Result<Vec<Result<bool, Failure>>, Failure> {
         use v1::release_leases_response::item::Result as Item;
+        let count = items.len();
         let request = v1::ReleaseLeasesRequest { items };
-        let send = |channel, request| async move {
-            LeaseServiceClient::new(channel)
-                .release_leases(request)
-                .await
-        };
-        let answered = self
-            .call(
-                "ReleaseLeases",
-                Repeat::Freely,
-                self.budget(),
-                request,
-                send,
-            )
-            .await?;
+        let answered = self.ask(Repeat::Freely, self.budget(), request).await?;
         let results = answered
             .value
             .items
@@ -132,7 +147,29 @@ impl Client {
                 Some(Item::Error(error)) => Err(Failure::from(error)),
                 None => Err(missing("a result")),
             });
-        Ok(results.collect())
+        counted(count, results.collect())
+    }
+
+    /// Extends many leases in one command: a result per item, in order; at most 1,000. As with [`Client::renew_lease`], what is
+    /// unknown may have been renewed: trust only the old deadline.
+    pub async fn renew_leases(
+        &self,
+        items: Vec<v1::RenewLeaseRequest>,
+    ) -> Result<Vec<Result<v1::Lease, Failure>>, Failure> {
+        use v1::renew_leases_response::item::Result as Item;
+        let count = items.len();
+        let request = v1::RenewLeasesRequest { items };
+        let answered = self.ask(Repeat::Freely, self.budget(), request).await?;
+        let results = answered
+            .value
+            .items
+            .into_iter()
+            .map(|item| match item.result {
+                Some(Item::Renewed(renewed)) => renewed.lease.ok_or_else(|| missing("lease")),
+                Some(Item::Error(error)) => Err(Failure::from(error)),
+                None => Err(missing("a result")),
+            });
+        counted(count, results.collect())
     }
 
     /// Extends a lease by its token to `ttl` from the cluster's now. `Unknown`: it may have been renewed; trust only the old
@@ -161,56 +198,25 @@ impl Client {
             token: token.0,
             ttl_ms,
         };
-        let send = |channel, request| async move {
-            LeaseServiceClient::new(channel).renew_lease(request).await
-        };
         // A renewal repeated is a renewal later: nothing that a later refusal could hide.
-        let answered = self
-            .call("RenewLease", Repeat::Freely, budget, request, send)
-            .await?;
-        let lease = answered.value.lease.ok_or_else(|| missing("lease"))?;
-        Ok(Answered {
-            value: lease,
-            sent_at: answered.sent_at,
-            first_sent_at: answered.first_sent_at,
-        })
+        let answered = self.ask(Repeat::Freely, budget, request).await?;
+        answered.try_map(|answer| answer.lease.ok_or_else(|| missing("lease")))
     }
 
     pub(crate) async fn acquire_lease(
         &self,
         request: v1::AcquireLeaseRequest,
     ) -> Result<Answered<v1::AcquireLeaseResponse>, Failure> {
-        let wait = Duration::from_millis(request.wait_ms);
-        let Budget { deadline, attempt } = self.budget();
-        let budget = Budget {
-            deadline: deadline + wait,
-            attempt: attempt + wait,
-        };
-        let send = |channel, request| async move {
-            LeaseServiceClient::new(channel)
-                .acquire_lease(request)
-                .await
-        };
-        self.call("AcquireLease", Repeat::Freely, budget, request, send)
-            .await
+        let budget = self.budget().and(Duration::from_millis(request.wait_ms));
+        self.ask(Repeat::Freely, budget, request).await
     }
 
     pub(crate) async fn open(
         &self,
         request: v1::OpenSessionRequest,
     ) -> Result<Answered<v1::Session>, Failure> {
-        let send = |channel, request| async move {
-            LeaseServiceClient::new(channel).open_session(request).await
-        };
-        let answered = self
-            .call("OpenSession", Repeat::Freely, self.budget(), request, send)
-            .await?;
-        let session = answered.value.session.ok_or_else(|| missing("session"))?;
-        Ok(Answered {
-            value: session,
-            sent_at: answered.sent_at,
-            first_sent_at: answered.first_sent_at,
-        })
+        let answered = self.ask(Repeat::Freely, self.budget(), request).await?;
+        answered.try_map(|answer| answer.session.ok_or_else(|| missing("session")))
     }
 
     /// Ends the session and all its leases. False: it had ended before. May be repeated freely.
@@ -218,48 +224,30 @@ impl Client {
         let request = v1::CloseSessionRequest {
             session_id: session.as_bytes().to_vec(),
         };
-        let send = |channel, request| async move {
-            LeaseServiceClient::new(channel)
-                .close_session(request)
-                .await
-        };
-        Ok(self
-            .call("CloseSession", Repeat::Freely, self.budget(), request, send)
-            .await?
-            .value
-            .was_open)
+        let answered = self.ask(Repeat::Freely, self.budget(), request).await?;
+        Ok(answered.value.was_open)
     }
 
-    /// One beat, on a stream of its own: a beat is rare, and so it follows the leader and repeats like every other call,
-    /// instead of noticing late that a stream has gone quiet.
+    /// One beat.
     pub(crate) async fn keep_alive(
         &self,
         session: SessionId,
         budget: Budget,
     ) -> Result<Answered<v1::Session>, Failure> {
         let request = v1::KeepAliveRequest {
-            tag: 1,
+            tag: 0,
             session_id: session.as_bytes().to_vec(),
         };
-        let send = |channel, request| async move {
-            let mut client = LeaseServiceClient::new(channel);
-            let (metadata, mut answers, _) = client
-                .keep_alive(tokio_stream::once(request))
-                .await?
-                .into_parts();
-            let answer = answers.message().await?;
-            match answer.and_then(|answer| answer.result) {
-                Some(v1::keep_alive_response::Result::Session(session)) => {
-                    Ok(Response::from_parts(metadata, session, Default::default()))
-                }
-                Some(v1::keep_alive_response::Result::Error(error)) => {
-                    Err(Status::from(Failure::from(error)))
-                }
-                None => Err(Status::unknown("the stream ended without an answer")),
-            }
-        };
-        self.call("KeepAlive", Repeat::Freely, budget, request, send)
-            .await
+        self.ask(Repeat::Freely, budget, request).await
+    }
+}
+
+/// An answer with another number of items than were sent is no answer to any of them.
+pub(crate) fn counted<T>(count: usize, results: Vec<T>) -> Result<Vec<T>, Failure> {
+    if results.len() == count {
+        Ok(results)
+    } else {
+        Err(missing("result for each item"))
     }
 }
 

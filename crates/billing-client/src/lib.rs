@@ -17,6 +17,7 @@
 //! session exclude each other like two processes. Calls need a tokio runtime; a session's background tasks live on the
 //! runtime on which it was opened.
 
+mod ask;
 mod audit;
 mod background;
 mod backup;
@@ -30,12 +31,13 @@ mod keeper;
 mod leases;
 mod life;
 mod nodes;
+mod pipe;
 mod seqs;
 mod session;
 
+pub use backup::Backup;
 pub use billing_core::{FencingToken, Outcome, Rejection};
 pub use billing_proto::{Failure, v1};
-pub use backup::Backup;
 pub use charges::Begun;
 pub use config::{BuildError, Client, ClientBuilder};
 pub use guard::LeaseGuard;

@@ -1,5 +1,5 @@
 //! Decides which node the next attempt goes to: the leader while one is known, else the configured endpoints in turn. Keeps
-//! one lazy channel per address. Never balances: a balancer takes a dead endpoint for a ready one.
+//! lazy channels per address, each with a Pipeline where the node speaks it. Never balances: a balancer takes a dead endpoint for a ready one.
 
 use std::{
     collections::BTreeMap,
@@ -15,6 +15,8 @@ use tonic::{
     transport::{Channel, Endpoint, Uri},
 };
 
+use crate::pipe::Pipe;
+
 /// Addresses kept, hinted ones included. More: hinted ones are forgotten, configured ones never.
 const ADDRESSES_MAX: usize = 64;
 /// How long a node that failed is passed over, and hints that name it are not believed, while there are others.
@@ -22,11 +24,15 @@ const SHUNNED_FOR: Duration = Duration::from_secs(1);
 /// TCP does not say that a machine is gone; pings do.
 const PING_EVERY: Duration = Duration::from_secs(5);
 const PING_TIMEOUT: Duration = Duration::from_secs(3);
+/// Answers on their way to us, on one stream and on one connection; a Pipeline is one stream.
+const STREAM_WINDOW_BYTES: u32 = 1 << 20;
+const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;
 
 pub(crate) struct Nodes {
     net: Arc<dyn Net>,
     clock: Arc<dyn Clock>,
     connect: Duration,
+    lanes: Lanes,
     state: Mutex<State>,
 }
 
@@ -48,20 +54,43 @@ struct State {
     generations: u64,
 }
 
+/// How a client speaks to one node.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Lanes {
+    /// Connections.
+    pub count: usize,
+    /// A Pipeline on each, for what may go over one.
+    pub piped: bool,
+}
+
 struct Kept {
-    channel: Channel,
+    lanes: Vec<Lane>,
+    /// Index of the lane for the next attempt.
+    turn: usize,
+    /// Not, or not any more: this node said that it has no Pipeline. Forgotten with the connection, since the node that
+    /// comes back may be a newer one.
+    piped: bool,
     generation: u64,
 }
 
+/// One connection.
+struct Lane {
+    channel: Channel,
+    /// Opened when first used, and anew after it ended.
+    pipe: Option<Pipe>,
+}
+
 /// Where one attempt goes.
+#[derive(Clone)]
 pub(crate) struct Node {
     pub address: Arc<str>,
     pub channel: Channel,
+    pub pipe: Option<Pipe>,
     generation: u64,
 }
 
 impl Nodes {
-    pub fn new(env: &Env, configured: Vec<Arc<str>>, connect: Duration) -> Nodes {
+    pub fn new(env: &Env, configured: Vec<Arc<str>>, connect: Duration, lanes: Lanes) -> Nodes {
         // A crowd of clients with one list of endpoints must not begin at the same node.
         let turn = usize::try_from(env.random.next_u64() % configured.len() as u64).unwrap_or(0);
         let state = State {
@@ -76,6 +105,7 @@ impl Nodes {
             net: env.net.clone(),
             clock: env.clock.clone(),
             connect,
+            lanes,
             state: Mutex::new(state),
         }
     }
@@ -94,19 +124,30 @@ impl Nodes {
 
     /// The node for the next attempt.
     pub fn pick(&self) -> Node {
-        let now = self.clock.monotonic();
+        self.next(false)
+    }
+
+    /// The same, with its Pipeline where it has one.
+    pub fn pick_with_pipe(&self) -> Node {
+        self.next(self.lanes.piped)
+    }
+
+    fn next(&self, piped: bool) -> Node {
         let mut state = self.state();
-        state.shunned.retain(|_, until| *until > now);
+        if !state.shunned.is_empty() {
+            let now = self.clock.monotonic();
+            state.shunned.retain(|_, until| *until > now);
+        }
         let address = state.leader.clone().unwrap_or_else(|| state.in_turn());
-        self.node(&mut state, address)
+        self.node(&mut state, address, piped)
     }
 
     /// That node and no other.
     pub fn at(&self, address: &str) -> Node {
-        self.node(&mut self.state(), Arc::from(address))
+        self.node(&mut self.state(), Arc::from(address), false)
     }
 
-    fn node(&self, state: &mut State, address: Arc<str>) -> Node {
+    fn node(&self, state: &mut State, address: Arc<str>, piped: bool) -> Node {
         if state.channels.len() >= ADDRESSES_MAX && !state.channels.contains_key(&address) {
             let State {
                 channels,
@@ -118,15 +159,41 @@ impl Nodes {
         let generations = &mut state.generations;
         let kept = state.channels.entry(address.clone()).or_insert_with(|| {
             *generations += 1;
-            Kept {
+            let lane = || Lane {
                 channel: self.channel(&address),
+                pipe: None,
+            };
+            Kept {
+                lanes: (0..self.lanes.count).map(|_| lane()).collect(),
+                turn: 0,
+                piped: true,
                 generation: *generations,
             }
         });
+        kept.turn = (kept.turn + 1) % kept.lanes.len();
+        let lane = &mut kept.lanes[kept.turn];
+        let pipe = (piped && kept.piped).then(|| {
+            let going = lane.pipe.take().filter(|pipe| !pipe.has_ended());
+            let pipe = going.unwrap_or_else(|| Pipe::open(lane.channel.clone()));
+            lane.pipe = Some(pipe.clone());
+            pipe
+        });
         Node {
             address,
-            channel: kept.channel.clone(),
+            channel: lane.channel.clone(),
+            pipe,
             generation: kept.generation,
+        }
+    }
+
+    /// It answered that it has no Pipeline, or not for such a request: calls of their own from here on.
+    pub fn has_no_pipe(&self, node: &Node) {
+        let mut state = self.state();
+        if let Some(kept) = state.channels.get_mut(&node.address)
+            && kept.generation == node.generation
+        {
+            kept.piped = false;
+            kept.lanes.iter_mut().for_each(|lane| lane.pipe = None);
         }
     }
 
@@ -143,17 +210,24 @@ impl Nodes {
             .http2_keep_alive_interval(PING_EVERY)
             .keep_alive_timeout(PING_TIMEOUT)
             .keep_alive_while_idle(true)
+            .initial_stream_window_size(STREAM_WINDOW_BYTES)
+            .initial_connection_window_size(CONNECTION_WINDOW_BYTES)
             .connect_with_connector_lazy(connector)
     }
 
     /// Believes what a reply says about the leader, unless that node has just failed. Returns whether the leader changed.
     pub fn learn(&self, metadata: &MetadataMap) -> bool {
-        let Some(address) = metadata
+        let address = metadata
             .get(LEADER_ADDRESS)
-            .and_then(|value| value.to_str().ok())
-        else {
+            .and_then(|value| value.to_str().ok());
+        self.learn_address(address.unwrap_or_default())
+    }
+
+    /// The same; empty: it says nothing.
+    pub fn learn_address(&self, address: &str) -> bool {
+        if address.is_empty() {
             return false;
-        };
+        }
         let now = self.clock.monotonic();
         let mut state = self.state();
         let known = state.leader.as_deref() == Some(address);

@@ -46,8 +46,11 @@ impl Seqs {
         }
     }
 
-    /// The next number. Waits while the oldest open request is so far behind that its answer would be lost.
-    pub async fn issue(&self) -> Issued {
+    /// The next `count` numbers, in a row, and the first of them. Waits while the oldest open request is so far behind that its
+    /// answer would be lost. All at once, since two that each had half of theirs could wait for one another; at most as many
+    /// as a session may have open.
+    pub async fn issue(&self, count: u64) -> Issued {
+        debug_assert!((1..=SPAN_MAX).contains(&count), "{count} fit into the span");
         loop {
             let freed = self.freed.notified();
             tokio::pin!(freed);
@@ -55,10 +58,11 @@ impl Seqs {
             freed.as_mut().enable();
             {
                 let mut state = self.state();
-                if state.next - state.done_below() < SPAN_MAX {
+                if state.next - state.done_below() + count <= SPAN_MAX {
                     let seq = state.next;
-                    state.next += 1;
-                    state.open.insert(seq);
+                    let next = seq + count;
+                    state.next = next;
+                    state.open.extend(seq..next);
                     return Issued {
                         seq,
                         done_below: state.done_below(),
@@ -91,14 +95,14 @@ mod tests {
     async fn done_below_is_the_oldest_open_request() {
         let seqs = Seqs::new();
         assert_eq!(
-            seqs.issue().await,
+            seqs.issue(1).await,
             Issued {
                 seq: 1,
                 done_below: 1
             }
         );
         assert_eq!(
-            seqs.issue().await,
+            seqs.issue(1).await,
             Issued {
                 seq: 2,
                 done_below: 1
@@ -106,7 +110,7 @@ mod tests {
         );
         seqs.done(2);
         assert_eq!(
-            seqs.issue().await,
+            seqs.issue(1).await,
             Issued {
                 seq: 3,
                 done_below: 1
@@ -114,7 +118,7 @@ mod tests {
         );
         seqs.done(1);
         assert_eq!(
-            seqs.issue().await,
+            seqs.issue(1).await,
             Issued {
                 seq: 4,
                 done_below: 3
@@ -123,7 +127,7 @@ mod tests {
         seqs.done(3);
         seqs.done(4);
         assert_eq!(
-            seqs.issue().await,
+            seqs.issue(1).await,
             Issued {
                 seq: 5,
                 done_below: 5
@@ -132,14 +136,31 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_request_waits_rather_than_push_out_the_answer_of_an_open_one() {
+    async fn a_run_waits_until_there_is_room_for_all_of_it() {
         let seqs = Seqs::new();
-        seqs.issue().await;
-        for seq in 2..=SPAN_MAX {
-            assert_eq!(seqs.issue().await.seq, seq);
+        assert_eq!(seqs.issue(3).await.seq, 1);
+        let mut run = Box::pin(seqs.issue(SPAN_MAX));
+        for seq in [2, 1, 3] {
+            assert_eq!((&mut run).now_or_never(), None, "{seq} is open");
             seqs.done(seq);
         }
-        let mut beyond = Box::pin(seqs.issue());
+        let first = Issued {
+            seq: 4,
+            done_below: 4,
+        };
+        assert_eq!(run.await, first);
+        assert_eq!(seqs.state().next, 4 + SPAN_MAX);
+    }
+
+    #[tokio::test]
+    async fn a_request_waits_rather_than_push_out_the_answer_of_an_open_one() {
+        let seqs = Seqs::new();
+        seqs.issue(1).await;
+        for seq in 2..=SPAN_MAX {
+            assert_eq!(seqs.issue(1).await.seq, seq);
+            seqs.done(seq);
+        }
+        let mut beyond = Box::pin(seqs.issue(1));
         assert_eq!((&mut beyond).now_or_never(), None, "1 is still open");
         seqs.done(1);
         assert_eq!(

@@ -2,6 +2,7 @@
 //! lease (it is withdrawn by its seq); never revives what was lost: the application opens a new session.
 
 use std::{
+    ops::Range,
     sync::{
         Arc,
         atomic::{AtomicBool, Ordering},
@@ -11,7 +12,8 @@ use std::{
 
 use billing_core::{Rejection, SessionId};
 use billing_env::BootTime;
-use billing_proto::{Failure, v1};
+use billing_proto::{Failure, request, v1};
+use futures::future::join_all;
 use tokio::sync::mpsc;
 
 use crate::{
@@ -19,7 +21,7 @@ use crate::{
     cluster::missing,
     guard::Owner,
     keeper::{self, CHORES_QUEUED_MAX, Chore},
-    leases::ms,
+    leases::{counted, ms},
     life::Life,
     seqs::Seqs,
 };
@@ -231,6 +233,59 @@ impl Session {
         }
     }
 
+    /// Asks for the leases on many invoices in one command; at most 1,000. A result for each, in order; those that are held by
+    /// others do not hold up the rest, except that the answer comes when all are known.
+    ///
+    /// As with [`Session::acquire`], what is unknown, and everything when this future is dropped, is withdrawn in the
+    /// background. Unlike there, an item whose request ended before its answer arrived (LeaseEnded) is not made anew.
+    pub async fn acquire_each<I: AsRef<str>>(
+        &self,
+        invoice_ids: &[I],
+        options: AcquireOptions,
+    ) -> Result<Vec<Result<LeaseGuard, Failure>>, Failure> {
+        let shared = self.shared();
+        request::items(invoice_ids.len()).map_err(|out| Failure::Rejected(out.into()))?;
+        if invoice_ids.is_empty() {
+            return Ok(Vec::new());
+        }
+        let tickets = self.tickets(invoice_ids.len() as u64).await?;
+        let items = invoice_ids.iter().zip(&tickets);
+        let items = items.map(|(invoice_id, ticket)| v1::AcquireLeaseRequest {
+            invoice_id: invoice_id.as_ref().to_owned(),
+            ttl_ms: options.ttl.map_or(0, ms),
+            session_id: shared.id.as_bytes().to_vec(),
+            seq: ticket.seq,
+            done_below: ticket.done_below,
+            wait_ms: ms(options.wait),
+            ..Default::default()
+        });
+        let answered = match shared.client.acquire_items(items.collect()).await {
+            Ok(answered) => answered,
+            Err(Failure::Unknown(status)) => return Err(Failure::Unknown(status)), // The tickets withdraw.
+            Err(failure) => {
+                tickets.into_iter().for_each(Ticket::done);
+                return Err(self.refused(failure));
+            }
+        };
+        let results = counted(tickets.len(), answered.value)?;
+        let granted = tickets.into_iter().zip(results).map(|(ticket, result)| {
+            let guard = match result {
+                Ok(granted) => LeaseGuard::granted(
+                    Owner::Session(self.clone()),
+                    granted,
+                    answered.first_sent_at,
+                    options.ttl,
+                ),
+                Err(failure) => Err(self.refused(failure)),
+            };
+            if !matches!(guard, Err(Failure::Unknown(_))) {
+                ticket.done();
+            }
+            async move { guard?.fresh(options.ttl).await }
+        });
+        Ok(join_all(granted).await)
+    }
+
     /// Asks once, without queueing. None: somebody else holds it.
     pub async fn try_acquire(&self, invoice_id: &str) -> Result<Option<LeaseGuard>, Failure> {
         match self.acquire(invoice_id, AcquireOptions::default()).await {
@@ -319,15 +374,25 @@ impl Session {
     }
 
     async fn ticket(&self) -> Result<Ticket, Failure> {
+        let (seqs, done_below) = self.issue(1).await?;
+        Ok(Ticket::new(&self.handle, seqs.start, done_below))
+    }
+
+    /// For requests that travel together.
+    async fn tickets(&self, count: u64) -> Result<Vec<Ticket>, Failure> {
+        let (seqs, done_below) = self.issue(count).await?;
+        let ticket = |seq| Ticket::new(&self.handle, seq, done_below);
+        Ok(seqs.map(ticket).collect())
+    }
+
+    async fn issue(&self, count: u64) -> Result<(Range<u64>, u64), Failure> {
         let shared = self.shared();
         if let Some(loss) = shared.life.loss() {
             return Err(loss.failure("session"));
         }
         tokio::select! {
             biased;
-            issued = shared.seqs.issue() => {
-                Ok(Ticket { handle: self.handle.clone(), seq: issued.seq, done_below: issued.done_below, open: true })
-            }
+            issued = shared.seqs.issue(count) => Ok((issued.seq..issued.seq + count, issued.done_below)),
             loss = shared.life.lost() => Err(loss.failure("session")),
         }
     }
@@ -366,6 +431,15 @@ struct Ticket {
 }
 
 impl Ticket {
+    fn new(handle: &Arc<Handle>, seq: u64, done_below: u64) -> Ticket {
+        Ticket {
+            handle: handle.clone(),
+            seq,
+            done_below,
+            open: true,
+        }
+    }
+
     fn done(mut self) {
         self.open = false;
         self.handle.shared.seqs.done(self.seq);

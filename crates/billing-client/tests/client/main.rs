@@ -3,5 +3,9 @@
 mod calls;
 mod fake;
 mod leases;
+mod pipeline;
 mod sessions;
 mod streams;
+
+/// The other program of these tests speaks without.
+const UNARY_ONLY: bool = false;

@@ -1,6 +1,7 @@
 //! A small cluster in this process: the real ledger behind the real services' messages, and switches that break what a
 //! network breaks. Decides nothing of its own; a refusal in a test is the ledger's refusal.
 
+mod pipeline;
 mod services;
 
 use std::{
@@ -63,6 +64,12 @@ struct State {
     calls: Vec<(usize, &'static str)>,
     /// The address that every answer names as the leader's.
     hint: Option<String>,
+    /// Nodes as they were before there was a Pipeline.
+    old: bool,
+    /// Pipelines opened, by node.
+    pipelines: Vec<usize>,
+    /// How many Pipelines have ended, one way or another.
+    ended: usize,
 }
 
 impl Cluster {
@@ -75,6 +82,9 @@ impl Cluster {
             always: BTreeMap::new(),
             calls: Vec::new(),
             hint: None,
+            old: false,
+            pipelines: Vec::new(),
+            ended: 0,
         };
         let begun_at = clock.monotonic();
         let cluster = Arc::new(Cluster {
@@ -238,6 +248,20 @@ impl Cluster {
             .count()
     }
 
+    /// Before the first call: nodes know no Pipeline.
+    pub fn make_old(&self) {
+        self.state().old = true;
+    }
+
+    /// The nodes at which a Pipeline was opened, in order.
+    pub fn pipelines(&self) -> Vec<usize> {
+        self.state().pipelines.clone()
+    }
+
+    pub fn pipelines_ended(&self) -> usize {
+        self.state().ended
+    }
+
     pub fn set_hint(&self, address: Option<&str>) {
         self.state().hint = address.map(str::to_owned);
     }
@@ -350,6 +374,7 @@ impl Fake {
     pub fn builder(&self) -> ClientBuilder {
         Client::builder()
             .endpoints(self.addresses.clone())
+            .unary_only(crate::UNARY_ONLY)
             .attempt(Duration::from_millis(500))
             .deadline(Duration::from_secs(3))
             .connect_timeout(Duration::from_millis(500))

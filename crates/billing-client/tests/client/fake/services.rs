@@ -15,7 +15,8 @@ use billing_proto::{
         invoice_service_server::InvoiceService, lease_service_server::LeaseService,
     },
 };
-use futures::{Stream, StreamExt};
+use futures::{Stream, StreamExt, future::join_all};
+use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Fault, Node};
@@ -37,7 +38,11 @@ fn not_here<T>() -> Result<T, Status> {
 }
 
 impl Node {
-    async fn run(&self, method: &'static str, command: Command) -> Result<Reply, Status> {
+    pub(super) async fn run(
+        &self,
+        method: &'static str,
+        command: Command,
+    ) -> Result<Reply, Status> {
         self.cluster.serve(self.number, method, command).await
     }
 }
@@ -156,9 +161,29 @@ impl LeaseService for Node {
 
     async fn acquire_leases(
         &self,
-        _: Request<v1::AcquireLeasesRequest>,
+        request: Request<v1::AcquireLeasesRequest>,
     ) -> Result<Response<v1::AcquireLeasesResponse>, Status> {
-        not_here()
+        use v1::acquire_leases_response::{Item, item};
+        let items = request.into_inner().items;
+        let asked = items.iter().map(|wanted| async move {
+            let acquire = request::acquire_lease(wanted, RealRandom.id()).map_err(bad)?;
+            match self
+                .run("AcquireLeases", Command::AcquireLease(acquire))
+                .await?
+            {
+                Reply::Leased(leased) => Ok(leased.into()),
+                other => odd(other),
+            }
+        });
+        let items = join_all(asked).await.into_iter().map(|granted| Item {
+            result: Some(match granted {
+                Ok(granted) => item::Result::Granted(granted),
+                Err(status) => item::Result::Error(item_error(&Failure::from(status))),
+            }),
+        });
+        self.hinted(Ok(v1::AcquireLeasesResponse {
+            items: items.collect(),
+        }))
     }
 
     async fn release_leases(
@@ -189,9 +214,28 @@ impl LeaseService for Node {
 
     async fn renew_leases(
         &self,
-        _: Request<v1::RenewLeasesRequest>,
+        request: Request<v1::RenewLeasesRequest>,
     ) -> Result<Response<v1::RenewLeasesResponse>, Status> {
-        not_here()
+        use v1::renew_leases_response::{Item, item};
+        let items = request.into_inner().items;
+        let asked = items.iter().map(|wanted| async move {
+            let renew = RenewLease::try_from(wanted).map_err(bad)?;
+            match self.run("RenewLeases", Command::RenewLease(renew)).await? {
+                Reply::Renewed(lease) => Ok(v1::RenewLeaseResponse {
+                    lease: Some(lease.into()),
+                }),
+                other => odd(other),
+            }
+        });
+        let items = join_all(asked).await.into_iter().map(|renewed| Item {
+            result: Some(match renewed {
+                Ok(renewed) => item::Result::Renewed(renewed),
+                Err(status) => item::Result::Error(item_error(&Failure::from(status))),
+            }),
+        });
+        self.hinted(Ok(v1::RenewLeasesResponse {
+            items: items.collect(),
+        }))
     }
 
     async fn get_lease(
@@ -257,9 +301,12 @@ impl LeaseService for Node {
 
     async fn pipeline(
         &self,
-        _: Request<Streaming<v1::PipelineRequest>>,
+        request: Request<Streaming<v1::PipelineRequest>>,
     ) -> Result<Response<Self::PipelineStream>, Status> {
-        not_here()
+        let answers = super::pipeline::open(self, request.into_inner())?;
+        self.hinted(Ok(
+            Box::pin(ReceiverStream::new(answers)) as Self::PipelineStream
+        ))
     }
 }
 
