@@ -4,6 +4,7 @@
 
 mod cow;
 mod digest;
+mod table;
 
 pub mod command;
 pub mod currency;

@@ -1,7 +1,7 @@
 //! The rules that must hold after every apply (§3, I1 to I7), as questions to the state. They repair nothing: a broken rule
 //! means that this crate is wrong, and whoever asks must stop.
 
-use super::state::{Attempt, Phase, Proof};
+use super::state::{Attempt, Phase, Proof, Request};
 use super::*;
 use crate::command::Finality;
 use crate::reply::AttemptState;
@@ -52,31 +52,26 @@ impl Ledger {
     pub fn check_invariants(&self) -> Result<(), Broken> {
         let mut tokens = BTreeSet::new();
         let mut wanted = Index::default();
+        for lease in self.invoices.values().filter_map(|one| one.lease.as_ref()) {
+            let fresh = tokens.insert(lease.token);
+            must!(fresh, "I3", "token {} stands twice", lease.token);
+        }
         for invoice in self.invoices.values() {
             self.check_invoice(invoice)?;
-            if let Some(lease) = &invoice.lease {
-                must!(
-                    tokens.insert(lease.token),
-                    "I3",
-                    "token {} stands twice",
-                    lease.token
-                );
-                if let Some(own) = lease.own {
-                    wanted.count_ttl(own.ttl);
-                }
+            if let Some(own) = invoice.lease.as_ref().and_then(|lease| lease.own) {
+                wanted.count_ttl(own.ttl);
             }
             wanted.list(&invoice.id, &invoice.filed, None);
-            for waiter in &invoice.queue {
-                wanted.waiter_deadlines.insert(
-                    (waiter.deadline, waiter.ticket),
-                    (waiter.session, waiter.seq),
-                );
+            for (ticket, waiter) in invoice.queue.iter() {
+                wanted
+                    .waiter_deadlines
+                    .insert((waiter.deadline, *ticket), (waiter.session, waiter.seq));
             }
         }
         let mut waiting = 0;
         for session in self.sessions.values() {
             self.check_session(session)?;
-            waiting += session.waiting;
+            waiting += session.waiting.len();
             if let Some(deadline) = session.deadline {
                 wanted.session_deadlines.insert((deadline, session.id), ());
                 wanted.count_ttl(session.ttl);
@@ -143,37 +138,30 @@ impl Ledger {
             }
             None => {
                 must!(
-                    session.implicit && session.waiting == 1,
+                    session.implicit && session.waiting.len() == 1,
                     "I4",
                     "session {id} has no deadline"
                 );
             }
         }
         must!(
-            !session.implicit || session.leases.len() + session.waiting == 1,
+            !session.implicit || session.leases.len() + session.waiting.len() == 1,
             "I2",
             "implicit session {id} holds no one lease"
         );
-        let queued = session
-            .requests
-            .values()
-            .filter(|request| request.is_queued())
-            .count();
-        must!(
-            queued == session.waiting,
-            "I2",
-            "session {id} counts its waiters wrong"
-        );
-        let answered = session.requests.len() - queued;
+        let sorted = session.waiting.values().all(Request::is_queued)
+            && !session.answered.values().any(Request::is_queued);
+        must!(sorted, "I2", "session {id} confuses who waits");
+        let answered = session.answered.len();
         must!(
             answered <= self.config.answers_kept_max,
             "I2",
             "session {id} keeps {answered} answers"
         );
-        for invoice in &session.leases {
+        for (token, invoice) in session.leases.iter() {
             let held = self.invoice(invoice).and_then(|held| held.lease.as_ref());
             must!(
-                held.is_some_and(|lease| lease.session == id),
+                held.is_some_and(|lease| lease.session == id && lease.token == *token),
                 "I2",
                 "session {id} lists {invoice}, which it does not hold"
             );
@@ -251,17 +239,18 @@ impl Ledger {
                     "{id} is leased although it is {}",
                     invoice.status()
                 );
-                let session = self.session(lease.session);
-                let listed = session.is_some_and(|session| session.leases.contains(id));
-                must!(
-                    listed,
-                    "I2",
-                    "{id} is leased by a session that does not list it"
-                );
                 must!(
                     lease.token == invoice.token_last,
                     "I3",
                     "the newest token of {id} does not hold it"
+                );
+                let session = self.session(lease.session);
+                let listed =
+                    session.is_some_and(|session| session.leases.get(&lease.token) == Some(id));
+                must!(
+                    listed,
+                    "I2",
+                    "{id} is leased by a session that does not list it"
                 );
                 must!(
                     lease.granted_at <= self.scalars.now,
@@ -276,18 +265,12 @@ impl Ledger {
                 invoice.queue.len()
             ),
         }
-        let in_order = invoice
-            .queue
-            .iter()
-            .zip(invoice.queue.iter().skip(1))
-            .all(|(a, b)| a.ticket < b.ticket);
-        must!(in_order, "I2", "the queue of {id} is out of order");
-        for waiter in &invoice.queue {
+        for waiter in invoice.queue.values() {
             let request = self
                 .session(waiter.session)
-                .and_then(|session| session.requests.get(&waiter.seq.get()));
+                .and_then(|session| session.request(waiter.seq));
             must!(
-                request.is_some_and(state::Request::is_queued),
+                request.is_some_and(Request::is_queued),
                 "I2",
                 "a waiter on {id} is not alive, or does not wait"
             );
@@ -304,7 +287,7 @@ impl Ledger {
         }
         for session in self.sessions.values() {
             sum = sum.wrapping_add(digest(Tag::Session, &session.hashed(), &mut scratch));
-            for request in session.requests.values() {
+            for request in session.requests() {
                 sum = sum.wrapping_add(digest(
                     Tag::Request,
                     &request.hashed(session.id),
@@ -381,6 +364,11 @@ impl Index {
             self.counts == wanted.counts,
             "I2",
             "the counts by status differ from the records"
+        );
+        must!(
+            same(&self.named, &wanted.named),
+            "I2",
+            "the names differ from the records"
         );
         must!(
             statuses,

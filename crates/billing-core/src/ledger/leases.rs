@@ -167,7 +167,7 @@ impl Ledger {
         let Some(session) = self.session(id) else {
             return Err(self.session_missing(id));
         };
-        let Some(request) = session.requests.get(&seq.get()) else {
+        let Some(request) = session.request(seq) else {
             if seq.get() < session.floor {
                 return Err(Rejection::SeqBelow {
                     seq,
@@ -271,7 +271,7 @@ impl Ledger {
         let Some(session) = self.session_mut(session_id) else {
             return FencingToken::NONE;
         };
-        session.leases.insert(id.clone());
+        session.leases.insert(token, id.clone());
         let (holder, implicit, session_ttl) =
             (session.holder.clone(), session.implicit, session.ttl);
         if implicit {
@@ -443,7 +443,7 @@ impl Ledger {
                 Err(Rejection::SessionNotFound { session: id })
             };
         };
-        let Some(request) = session.requests.get(&seq.get()) else {
+        let Some(request) = session.request(seq) else {
             if seq.get() >= session.floor {
                 self.keep_answer(id, seq, Ask::NeverSeen, Answer::Withdrawn);
             }
@@ -528,7 +528,7 @@ impl Ledger {
             self.index.discount_ttl(own.ttl);
         }
         if let Some(session) = self.session_mut(lease.session) {
-            session.leases.remove(id);
+            session.leases.remove(&lease.token);
             let holder = session.holder.clone();
             let what = how.audited(lease.session, holder);
             self.note(what, Some(id), lease.token, number);

@@ -5,6 +5,7 @@ mod attempts;
 pub mod audit;
 mod audit_log;
 mod claims;
+mod hashes;
 mod invariants;
 mod invoices;
 mod leases;
@@ -30,8 +31,10 @@ use crate::ids::*;
 use crate::limits::*;
 use crate::rejection::Rejection;
 use crate::reply::{Alarm, Applied, InvoiceStatus, Reply, WaiterAnswer};
+use crate::table::Table;
 use audit::{AuditRecord, CHAIN_START, What};
 use audit_log::AuditLog;
+use hashes::Stale;
 use state::{DueKey, Ended, Invoice, Session};
 
 pub use invariants::Broken;
@@ -83,14 +86,15 @@ impl Default for Config {
 pub struct Ledger {
     config: Config,
     scalars: Scalars,
-    sessions: CowMap<SessionId, Arc<Session>>,
-    ended: CowMap<SessionId, Ended>,
-    invoices: CowMap<InvoiceId, Arc<Invoice>>,
+    sessions: Table<Arc<Session>>,
+    ended: Table<Ended>,
+    invoices: Table<Arc<Invoice>>,
     paused: BTreeMap<ProviderId, Evidence>,
     audit: AuditLog,
     index: Index,
-    /// The sum of all records' digests.
+    /// The sum of all records' digests, but for what is stale.
     digests: u128,
+    stale: Stale,
     turn: Turn,
 }
 
@@ -114,6 +118,8 @@ struct Scalars {
 #[derive(Clone, Default)]
 struct Index {
     counts: [u64; InvoiceStatus::ALL.len()],
+    /// In the order in which people page through them; what is merely leased stands in `by_status` alone.
+    named: CowMap<InvoiceId, ()>,
     /// The records of each status that people list. PENDING and PAID are nearly all there are: counted only.
     by_status: [CowMap<InvoiceId, ()>; InvoiceStatus::ALL.len()],
     due: CowMap<DueKey, InvoiceId>,
@@ -134,6 +140,7 @@ struct Turn {
     ledger_actor: Actor,
     answers: Vec<WaiterAnswer>,
     alarms: Vec<Alarm>,
+    /// What was changed, for the check of the invariants in debug builds.
     invoices: Vec<InvoiceId>,
     sessions: Vec<SessionId>,
     /// Invoices whose lease has ended and that nobody looked at since.
@@ -164,13 +171,14 @@ impl Ledger {
         Self {
             config,
             scalars: Scalars::default(),
-            sessions: CowMap::default(),
-            ended: CowMap::default(),
-            invoices: CowMap::default(),
+            sessions: Table::default(),
+            ended: Table::default(),
+            invoices: Table::default(),
             paused: BTreeMap::new(),
             audit: AuditLog::default(),
             index: Index::default(),
             digests: 0,
+            stale: Stale::default(),
             turn: Turn::new(),
         }
     }
@@ -273,38 +281,13 @@ impl Ledger {
         Reply::Each(results.collect())
     }
 
-    /// Brings the hashes up to date with what was touched, and looks whether the rules still hold.
+    /// Brings the digests up to date now and then, and looks whether the rules still hold.
     fn finish(&mut self, time_before: ClusterTime) {
         debug_assert!(
             self.turn.freed.is_empty(),
             "a freed invoice was left without a look"
         );
-        let mut scratch = std::mem::take(&mut self.turn.scratch);
-        for id in &self.turn.invoices {
-            if let Some(shared) = self.invoices.get_mut(id) {
-                let invoice = Arc::make_mut(shared);
-                let fresh = digest(Tag::Invoice, &*invoice, &mut scratch);
-                self.digests = self
-                    .digests
-                    .wrapping_sub(invoice.digest)
-                    .wrapping_add(fresh);
-                invoice.digest = fresh;
-                invoice.touched = false;
-            }
-        }
-        for id in &self.turn.sessions {
-            if let Some(shared) = self.sessions.get_mut(id) {
-                let session = Arc::make_mut(shared);
-                let fresh = digest(Tag::Session, &session.hashed(), &mut scratch);
-                self.digests = self
-                    .digests
-                    .wrapping_sub(session.digest)
-                    .wrapping_add(fresh);
-                session.digest = fresh;
-                session.touched = false;
-            }
-        }
-        self.turn.scratch = scratch;
+        self.rehash_if_many();
         if cfg!(debug_assertions) {
             let full = self.scalars.applies.is_multiple_of(FULL_CHECK_EVERY);
             let checked = self.check_touched(time_before);
@@ -319,22 +302,6 @@ impl Ledger {
         }
         self.turn.invoices.clear();
         self.turn.sessions.clear();
-    }
-
-    /// Equal on every replica that applied the same log, through snapshots and restarts too. Costs nothing to ask.
-    #[must_use]
-    pub fn state_hash(&self) -> [u8; 32] {
-        self.hash_over(self.digests)
-    }
-
-    fn hash_over(&self, digests: u128) -> [u8; 32] {
-        let mut bytes = Vec::with_capacity(512);
-        let small = (&self.config, &self.scalars, &self.paused);
-        write_canonical(
-            &(small, self.audit.head(), self.audit.first_index(), digests),
-            &mut bytes,
-        );
-        *blake3::hash(&bytes).as_bytes()
     }
 
     /// Appends one audit record, by whoever sent the command that is being applied.
@@ -374,8 +341,12 @@ impl Ledger {
     /// The record, to be changed: it is hashed again when the apply ends. Whoever changes it calls `refile` after.
     fn invoice_mut(&mut self, id: &InvoiceId) -> Option<&mut Invoice> {
         let invoice = Arc::make_mut(self.invoices.get_mut(id)?);
-        if !invoice.touched {
-            invoice.touched = true;
+        if !invoice.stale {
+            invoice.stale = true;
+            self.stale.invoices.push(id.clone());
+        }
+        if cfg!(debug_assertions) && invoice.touched != self.scalars.applies {
+            invoice.touched = self.scalars.applies;
             self.turn.invoices.push(id.clone());
         }
         Some(invoice)
@@ -384,8 +355,12 @@ impl Ledger {
     /// The record, to be changed: it is hashed again when the apply ends. The deadline is changed by `set_deadline` only.
     fn session_mut(&mut self, id: SessionId) -> Option<&mut Session> {
         let session = Arc::make_mut(self.sessions.get_mut(&id)?);
-        if !session.touched {
-            session.touched = true;
+        if !session.stale {
+            session.stale = true;
+            self.stale.sessions.push(id);
+        }
+        if cfg!(debug_assertions) && session.touched != self.scalars.applies {
+            session.touched = self.scalars.applies;
             self.turn.sessions.push(id);
         }
         Some(session)
@@ -417,9 +392,9 @@ impl Ledger {
     /// Puts a new record into the table.
     fn insert_invoice(&mut self, invoice: Invoice) {
         let id = invoice.id.clone();
-        self.invoices.insert(id.clone(), Arc::new(invoice));
+        self.invoices.insert(Arc::new(invoice));
         self.refile(&id);
-        self.invoice_mut(&id); // Touched, so that it is hashed.
+        self.invoice_mut(&id); // So that it is hashed.
     }
 
     /// Takes a spent record out of the table and of everything that lists it.
@@ -508,6 +483,9 @@ impl Index {
                 self.by_status[status as usize].remove(id);
             }
         }
+        if filed.named && !stays(|a, b| a.named == b.named) {
+            self.named.remove(id);
+        }
         if let Some(due) = filed.due
             && !stays(|a, b| a.due == b.due)
         {
@@ -537,6 +515,9 @@ impl Index {
             if is_listed(status) {
                 self.by_status[status as usize].insert(id.clone(), ());
             }
+        }
+        if filed.named && !stood(|a, b| a.named == b.named) {
+            self.named.insert(id.clone(), ());
         }
         if let Some(due) = filed.due
             && !stood(|a, b| a.due == b.due)

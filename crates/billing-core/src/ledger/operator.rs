@@ -112,7 +112,7 @@ impl Ledger {
         self.jump_tokens();
         self.scalars.charges_allowed = false;
         self.scalars.grants_from = self.scalars.now.plus(self.config.ttl_max.get());
-        let sessions: Vec<SessionId> = self.sessions.iter().map(|(id, _)| *id).collect();
+        let sessions: Vec<SessionId> = self.sessions.values().map(|open| open.id).collect();
         for session in &sessions {
             self.leave_queues(*session);
         }

@@ -136,10 +136,7 @@ impl Ledger {
                     .collect()
             }
             Some(_) | None => {
-                let records = self
-                    .invoices
-                    .iter_after(after)
-                    .map(|(_, shared)| shared.as_ref());
+                let records = self.ids_after(after).filter_map(|id| self.invoice(id));
                 let records = records
                     .filter(|invoice| status.is_none_or(|status| invoice.status() == status));
                 records
@@ -149,6 +146,25 @@ impl Ledger {
                     .collect()
             }
         }
+    }
+
+    /// Every record's id in order, from the first above `after`: those that stay, and between them what is merely leased.
+    fn ids_after<'a>(
+        &'a self,
+        after: Option<&InvoiceId>,
+    ) -> impl Iterator<Item = &'a InvoiceId> + use<'a> {
+        let named = self.index.named.iter_after(after);
+        let mut named = named.map(|(id, ())| id).peekable();
+        let leased = self.index.of_status(InvoiceStatus::Processing);
+        let leased = leased.iter_after(after).map(|(id, ())| id);
+        let mut plain = leased
+            .filter(|id| !self.index.named.contains(id))
+            .peekable();
+        std::iter::from_fn(move || match (named.peek(), plain.peek()) {
+            (Some(left), Some(right)) if left < right => named.next(),
+            (_, Some(_)) => plain.next(),
+            (_, None) => named.next(),
+        })
     }
 
     /// How many records stand in each status, zeros included.

@@ -65,14 +65,15 @@ impl Ledger {
             deadline: None,
             implicit,
             floor: 1,
-            requests: BTreeMap::new(),
-            leases: BTreeSet::new(),
-            waiting: 0,
+            answered: CowMap::default(),
+            waiting: CowMap::default(),
+            leases: CowMap::default(),
             digest: 0,
-            touched: false,
+            stale: false,
+            touched: 0,
         };
-        self.sessions.insert(id, Arc::new(session));
-        self.session_mut(id); // Touched, so that it is hashed.
+        self.sessions.insert(Arc::new(session));
+        self.session_mut(id); // So that it is hashed.
     }
 
     /// A keep-alive that stands behind an open or close of its session in the batch.
@@ -164,12 +165,9 @@ impl Ledger {
         let implicit = session.implicit;
         let leases = session.leases.clone();
         let mut token = FencingToken::NONE;
-        for invoice in leases {
-            token = self
-                .invoice(&invoice)
-                .and_then(|held| held.lease.as_ref())
-                .map_or(token, |lease| lease.token);
-            self.end_lease_of_session(&invoice, how);
+        for (held, invoice) in leases.iter() {
+            token = *held;
+            self.end_lease_of_session(invoice, how);
         }
         self.remove_session(id);
         let how = if implicit {
@@ -182,16 +180,15 @@ impl Ledger {
 
     /// Ends every wait of the session.
     pub(super) fn leave_queues(&mut self, id: SessionId) {
-        let Some(session) = self.session(id).filter(|session| session.waiting > 0) else {
+        let Some(session) = self
+            .session(id)
+            .filter(|session| !session.waiting.is_empty())
+        else {
             return;
         };
-        let queued = session
-            .requests
-            .values()
-            .filter(|request| request.is_queued());
-        let waiting: Vec<Seq> = queued.map(|request| request.seq).collect();
-        for seq in waiting {
-            self.withdraw_from_ended(id, seq);
+        let waiting = session.waiting.clone();
+        for request in waiting.values() {
+            self.withdraw_from_ended(id, request.seq);
         }
     }
 
@@ -204,7 +201,7 @@ impl Ledger {
             self.index.session_deadlines.remove(&(deadline, id));
             self.index.discount_ttl(session.ttl);
         }
-        let requests = session.requests.values().map(|request| request.digest);
+        let requests = session.requests().filter_map(|request| request.digest);
         let gone = requests.fold(session.digest, u128::wrapping_add);
         self.digests = self.digests.wrapping_sub(gone);
     }
@@ -220,40 +217,38 @@ impl Ledger {
         let ended = Ended { id, at, how };
         let fresh = digest(Tag::Ended, &ended, &mut self.turn.scratch);
         self.digests = self.digests.wrapping_add(fresh);
-        self.ended.insert(id, ended);
+        self.ended.insert(ended);
     }
 
     /// Keeps the answer under its seq, and drops the oldest ones beyond the bound.
     pub(super) fn keep_answer(&mut self, id: SessionId, seq: Seq, ask: state::Ask, answer: Answer) {
-        let mut request = Request {
+        let request = Request {
             seq,
             ask,
             answer,
-            digest: 0,
+            digest: None,
         };
-        let fresh = digest(Tag::Request, &request.hashed(id), &mut self.turn.scratch);
-        request.digest = fresh;
         let kept_max = self.config.answers_kept_max;
         let Some(session) = self.session_mut(id) else {
             return;
         };
-        let mut change = request.digest;
-        session.waiting += usize::from(request.is_queued());
-        if let Some(before) = session.requests.insert(seq.get(), request) {
-            session.waiting -= usize::from(before.is_queued());
-            change = change.wrapping_sub(before.digest);
-        }
-        while session.requests.len() - session.waiting > kept_max {
-            let oldest = session.requests.values().find(|kept| !kept.is_queued());
-            let Some(oldest) = oldest.map(|kept| kept.seq.get()) else {
+        let before = if request.is_queued() {
+            session.waiting.insert(seq.get(), request)
+        } else {
+            let queued = session.waiting.remove(&seq.get());
+            session.answered.insert(seq.get(), request).or(queued)
+        };
+        let mut gone = before.and_then(|before| before.digest).unwrap_or(0);
+        while session.answered.len() > kept_max {
+            let Some((&oldest, _)) = session.answered.first() else {
                 break;
             };
             session.floor = session.floor.max(oldest.saturating_add(1));
-            if let Some(dropped) = session.requests.remove(&oldest) {
-                change = change.wrapping_sub(dropped.digest);
-            }
+            let dropped = session.answered.remove(&oldest);
+            gone = gone.wrapping_add(dropped.and_then(|dropped| dropped.digest).unwrap_or(0));
         }
-        self.digests = self.digests.wrapping_add(change);
+        self.digests = self.digests.wrapping_sub(gone);
+        self.stale.requests.push((id, seq));
     }
 
     /// The client needs no answer below `done_below` any more. What still waits is not an answer yet, and stays.
@@ -269,16 +264,11 @@ impl Ledger {
         };
         session.floor = done_below;
         let mut gone = 0_u128;
-        let done: Vec<u64> = session
-            .requests
-            .range(..done_below)
-            .filter(|(_, kept)| !kept.is_queued())
-            .map(|(seq, _)| *seq)
-            .collect();
-        for seq in done {
-            if let Some(dropped) = session.requests.remove(&seq) {
-                gone = gone.wrapping_add(dropped.digest);
-            }
+        while let Some((&seq, _)) = session.answered.first()
+            && seq < done_below
+        {
+            let dropped = session.answered.remove(&seq);
+            gone = gone.wrapping_add(dropped.and_then(|dropped| dropped.digest).unwrap_or(0));
         }
         self.digests = self.digests.wrapping_sub(gone);
     }

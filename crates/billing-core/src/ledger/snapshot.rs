@@ -275,7 +275,7 @@ impl Loading {
             &mut self.ledger.index.ended_opened
         };
         index.insert((at, id), ());
-        if self.ledger.ended.insert(id, ended).is_some() {
+        if self.ledger.ended.insert(ended).is_some() {
             return Err(torn(format!("session {id} ended twice")));
         }
         Ok(())
@@ -291,17 +291,19 @@ impl Loading {
         if let Some(own) = invoice.lease.as_ref().and_then(|lease| lease.own) {
             self.ledger.index.count_ttl(own.ttl);
         }
-        let before = self.ledger.invoices.insert(id.clone(), Arc::new(invoice));
+        let before = self.ledger.invoices.insert(Arc::new(invoice));
         if before.is_some() {
             return Err(torn(format!("{id} stands in it twice")));
         }
         Ok(())
     }
 
-    fn session(&mut self, mut session: Session) -> Result<(), BadSnapshot> {
+    fn session(&mut self, session: Session) -> Result<(), BadSnapshot> {
         let id = session.id;
-        for (seq, request) in &session.requests {
-            if request.seq.get() != *seq {
+        let answered = session.answered.iter().map(|entry| (entry, false));
+        let waiting = session.waiting.iter().map(|entry| (entry, true));
+        for ((seq, request), queued) in answered.chain(waiting) {
+            if request.seq.get() != *seq || request.is_queued() != queued {
                 return Err(torn(format!(
                     "a request of session {id} stands under another seq"
                 )));
@@ -316,7 +318,6 @@ impl Loading {
                 seq: request.seq,
                 ttl: *ttl,
                 deadline: *deadline,
-                ticket: *ticket,
             };
             if self
                 .waiters
@@ -326,17 +327,12 @@ impl Loading {
                 return Err(torn(format!("two requests wait with ticket {ticket}")));
             }
         }
-        session.waiting = session
-            .requests
-            .values()
-            .filter(|request| request.is_queued())
-            .count();
         let ledger = &mut self.ledger;
         if let Some(deadline) = session.deadline {
             ledger.index.session_deadlines.insert((deadline, id), ());
             ledger.index.count_ttl(session.ttl);
         }
-        if ledger.sessions.insert(id, Arc::new(session)).is_some() {
+        if ledger.sessions.insert(Arc::new(session)).is_some() {
             return Err(torn(format!("session {id} stands in it twice")));
         }
         Ok(())
@@ -345,8 +341,8 @@ impl Loading {
     /// Ties the records together and looks whether they are what was written.
     fn finish(self, state_hash: &[u8]) -> Result<Ledger, BadSnapshot> {
         let mut ledger = self.ledger;
-        for (_, (id, waiter)) in self.waiters {
-            let key = (waiter.deadline, waiter.ticket);
+        for (ticket, (id, waiter)) in self.waiters {
+            let key = (waiter.deadline, ticket);
             ledger
                 .index
                 .waiter_deadlines
@@ -355,69 +351,56 @@ impl Loading {
                 .invoices
                 .get_mut(&id)
                 .ok_or_else(|| torn(format!("{id} is waited for but unknown")))?;
-            Arc::make_mut(shared).queue.push_back(waiter);
+            Arc::make_mut(shared).queue.insert(ticket, waiter);
         }
-        let leased: Vec<(InvoiceId, SessionId)> = ledger
+        let leased: Vec<(InvoiceId, SessionId, FencingToken)> = ledger
             .invoices
             .values()
             .filter_map(|invoice| {
-                invoice
-                    .lease
-                    .as_ref()
-                    .map(|lease| (invoice.id.clone(), lease.session))
+                let lease = invoice.lease.as_ref()?;
+                Some((invoice.id.clone(), lease.session, lease.token))
             })
             .collect();
-        for (id, session) in leased {
+        for (id, session, token) in leased {
             let shared = ledger.sessions.get_mut(&session);
             let shared = shared
                 .ok_or_else(|| torn(format!("{id} is leased by a session that is not open")))?;
-            Arc::make_mut(shared).leases.insert(id);
+            Arc::make_mut(shared).leases.insert(token, id);
         }
-        let ids: Vec<InvoiceId> = ledger.invoices.iter().map(|(id, _)| id.clone()).collect();
+        let ids: Vec<InvoiceId> = ledger
+            .invoices
+            .values()
+            .map(|invoice| invoice.id.clone())
+            .collect();
         for id in &ids {
             ledger.refile(id);
+            ledger.invoice_mut(id);
+            ledger.rehash_if_many();
         }
-        ledger.rehash();
+        let ids: Vec<SessionId> = ledger.sessions.values().map(|open| open.id).collect();
+        for id in ids {
+            ledger.session_mut(id);
+            let seqs: Vec<Seq> = ledger
+                .session(id)
+                .map(|open| open.requests().map(|request| request.seq).collect())
+                .unwrap_or_default();
+            let requests = seqs.into_iter().map(|seq| (id, seq));
+            ledger.stale.requests.extend(requests);
+            ledger.rehash_if_many();
+        }
+        ledger.rehash_stale();
+        let mut scratch = Vec::new();
+        let ended = ledger
+            .ended
+            .values()
+            .map(|ended| digest(Tag::Ended, ended, &mut scratch));
+        ledger.digests = ended.fold(ledger.digests, u128::wrapping_add);
+        ledger.turn = Turn::new();
         ledger.check_invariants()?;
         if ledger.state_hash().as_slice() != state_hash {
             return Err(BadSnapshot::Hash);
         }
         Ok(ledger)
-    }
-}
-
-impl Ledger {
-    /// Computes every digest anew.
-    fn rehash(&mut self) {
-        let mut scratch = Vec::new();
-        let mut sum = 0_u128;
-        let ids: Vec<InvoiceId> = self.invoices.iter().map(|(id, _)| id.clone()).collect();
-        for id in ids {
-            if let Some(shared) = self.invoices.get_mut(&id) {
-                let fresh = digest(Tag::Invoice, shared.as_ref(), &mut scratch);
-                Arc::make_mut(shared).digest = fresh;
-                sum = sum.wrapping_add(fresh);
-            }
-        }
-        let ids: Vec<SessionId> = self.sessions.iter().map(|(id, _)| *id).collect();
-        for id in ids {
-            let Some(shared) = self.sessions.get_mut(&id) else {
-                continue;
-            };
-            let session = Arc::make_mut(shared);
-            let fresh = digest(Tag::Session, &session.hashed(), &mut scratch);
-            session.digest = fresh;
-            sum = sum.wrapping_add(session.digest);
-            for request in session.requests.values_mut() {
-                let fresh = digest(Tag::Request, &request.hashed(id), &mut scratch);
-                request.digest = fresh;
-                sum = sum.wrapping_add(request.digest);
-            }
-        }
-        for ended in self.ended.values() {
-            sum = sum.wrapping_add(digest(Tag::Ended, ended, &mut scratch));
-        }
-        self.digests = sum;
     }
 }
 

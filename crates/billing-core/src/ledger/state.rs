@@ -2,17 +2,18 @@
 //! look-up would count. Changes nothing and knows no other record. Fields marked "derived" are rebuilt from the rest.
 
 use serde::{Deserialize, Serialize};
-use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::sync::Arc;
 
 use crate::command::{Charged, Finality, Terms};
+use crate::cow::CowMap;
 use crate::currency::Currency;
 use crate::ids::*;
 use crate::rejection::Rejection;
 use crate::reply::{AttemptState, InvoiceStatus, ReviewReason};
+use crate::table::{Named, spread};
 
 /// One worker process's liveness.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Session {
     pub id: SessionId,
     pub holder: HolderId,
@@ -22,22 +23,72 @@ pub(crate) struct Session {
     pub implicit: bool,
     /// Answers below this seq are no longer kept.
     pub floor: u64,
-    /// Hashed one by one, so that a session's answers are not all hashed again with each.
-    pub requests: BTreeMap<u64, Request>,
+    /// Requests that have their answer, by seq. Hashed one by one, so that they are not all hashed again with each.
+    pub answered: CowMap<u64, Request>,
+    /// Requests that stand in a queue, by seq.
+    pub waiting: CowMap<u64, Request>,
     /// Derived.
     #[serde(skip)]
-    pub leases: BTreeSet<InvoiceId>,
-    /// Derived: how many of `requests` are queued.
-    #[serde(skip)]
-    pub waiting: usize,
-    /// Derived: what the state hash holds of this session without its requests.
+    pub leases: CowMap<FencingToken, InvoiceId>,
+    /// Derived: what the sum of digests holds of this session without its requests.
     #[serde(skip)]
     pub digest: u128,
+    /// Derived: changed since then.
     #[serde(skip)]
-    pub touched: bool,
+    pub stale: bool,
+    /// The number of the apply that changed it last.
+    #[serde(skip)]
+    pub touched: u64,
+}
+
+impl Named for Session {
+    type Name = SessionId;
+    fn name(&self) -> &SessionId {
+        &self.id
+    }
+    fn hash(name: &SessionId) -> u64 {
+        spread(name.as_bytes())
+    }
+}
+
+impl Named for Ended {
+    type Name = SessionId;
+    fn name(&self) -> &SessionId {
+        &self.id
+    }
+    fn hash(name: &SessionId) -> u64 {
+        spread(name.as_bytes())
+    }
+}
+
+impl Named for Invoice {
+    type Name = InvoiceId;
+    fn name(&self) -> &InvoiceId {
+        &self.id
+    }
+    fn hash(name: &InvoiceId) -> u64 {
+        spread(name.as_str().as_bytes())
+    }
 }
 
 impl Session {
+    pub fn request(&self, seq: Seq) -> Option<&Request> {
+        let seq = seq.get();
+        self.answered.get(&seq).or_else(|| self.waiting.get(&seq))
+    }
+
+    pub fn request_mut(&mut self, seq: Seq) -> Option<&mut Request> {
+        let seq = seq.get();
+        match self.answered.get_mut(&seq) {
+            Some(answered) => Some(answered),
+            None => self.waiting.get_mut(&seq),
+        }
+    }
+
+    pub fn requests(&self) -> impl Iterator<Item = &Request> {
+        self.answered.values().chain(self.waiting.values())
+    }
+
     /// What the session's own digest covers; requests and leases are hashed where they are kept.
     pub fn hashed(&self) -> impl Serialize + '_ {
         (
@@ -57,9 +108,9 @@ pub(crate) struct Request {
     pub seq: Seq,
     pub ask: Ask,
     pub answer: Answer,
-    /// Derived.
+    /// Derived; None: not in the sum of digests yet.
     #[serde(skip)]
-    pub digest: u128,
+    pub digest: Option<u128>,
 }
 
 impl Request {
@@ -137,7 +188,7 @@ impl EndedHow {
 
 /// Everything known of one invoice. A record that was never submitted lives only as long as its lease, unless a charge was
 /// reported for it.
-#[derive(Clone, Debug, Serialize, Deserialize)]
+#[derive(Clone, Serialize, Deserialize)]
 pub(crate) struct Invoice {
     pub id: InvoiceId,
     pub sum: Option<Sum>,
@@ -161,16 +212,21 @@ pub(crate) struct Invoice {
     pub charges: Vec<Charge>,
     /// The last report that a token settled with: the same again is answered, not refused.
     pub settled_last: Option<SettledLast>,
-    /// Derived from the sessions' requests, in order of their tickets.
+    /// Derived from the sessions' requests, by their tickets.
     #[serde(skip)]
-    pub queue: VecDeque<Waiter>,
+    pub queue: CowMap<u64, Waiter>,
     /// Derived: where the indexes list this record.
     #[serde(skip)]
     pub filed: Filed,
+    /// Derived: what the sum of digests holds of it.
     #[serde(skip)]
     pub digest: u128,
+    /// Derived: changed since then.
     #[serde(skip)]
-    pub touched: bool,
+    pub stale: bool,
+    /// The number of the apply that changed it last.
+    #[serde(skip)]
+    pub touched: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -215,7 +271,6 @@ pub(crate) struct Waiter {
     pub seq: Seq,
     pub ttl: Option<TtlMs>,
     pub deadline: ClusterTime,
-    pub ticket: u64,
 }
 
 #[derive(Clone, Debug, Serialize, Deserialize)]
@@ -352,6 +407,8 @@ pub(crate) type DueKey = (WallTime, std::cmp::Reverse<Priority>, u64);
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
 pub(crate) struct Filed {
     pub status: Option<InvoiceStatus>,
+    /// It is there for more than a lease.
+    pub named: bool,
     /// PENDING and past its back-off.
     pub due: Option<DueKey>,
     /// IN_DOUBT: when a claim may take it.
@@ -378,10 +435,11 @@ impl Invoice {
             object: None,
             charges: Vec::new(),
             settled_last: None,
-            queue: VecDeque::new(),
+            queue: CowMap::default(),
             filed: Filed::default(),
             digest: 0,
-            touched: false,
+            stale: false,
+            touched: 0,
         }
     }
 
@@ -412,14 +470,17 @@ impl Invoice {
         }
     }
 
-    /// Nothing holds the record but the lease that has ended: it goes away with it.
-    pub fn is_spent(&self) -> bool {
+    /// Nothing but a lease is known of it: the record goes away with that.
+    pub fn is_plain(&self) -> bool {
         self.sum.is_none()
             && self.phase == Phase::Ready
-            && self.lease.is_none()
-            && self.queue.is_empty()
             && self.attempts.is_empty()
             && self.charges.is_empty()
+    }
+
+    /// Nothing holds the record but the lease that has ended.
+    pub fn is_spent(&self) -> bool {
+        self.is_plain() && self.lease.is_none() && self.queue.is_empty()
     }
 
     /// The recorded object that a charge must go through.
@@ -456,6 +517,7 @@ impl Invoice {
         let status = self.status();
         let mut filed = Filed {
             status: Some(status),
+            named: !self.is_plain(),
             due: None,
             doubt: None,
             event: None,

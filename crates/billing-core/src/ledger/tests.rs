@@ -130,6 +130,7 @@ fn busy() -> Ledger {
     acquire(&mut ledger, 4, 5, "leased", 0);
     acquire(&mut ledger, 4, 6, "plain", 0);
     acquire(&mut ledger, 5, 7, "leased", 60_000);
+    ledger.rehash_stale();
     assert_eq!(ledger.check_invariants(), Ok(()));
     ledger
 }
@@ -178,12 +179,14 @@ fn i2_rings_when_leases_sessions_queues_and_indexes_disagree() {
         edit(ledger, "leased", |invoice| invoice.phase = Phase::Failed)
     });
     rings("I2", |ledger| {
-        edit(ledger, "leased", |invoice| invoice.queue.clear())
+        edit(ledger, "leased", |invoice| {
+            invoice.queue = CowMap::default()
+        })
     });
     rings("I2", |ledger| {
         Arc::make_mut(ledger.sessions.get_mut(&ANA).unwrap())
             .leases
-            .insert(id("pending"));
+            .insert(FencingToken(1), id("pending"));
     });
     rings("I2", |ledger| {
         let due = ledger.index.due.first().map(|(key, _)| *key).unwrap();
@@ -283,7 +286,7 @@ fn i7_rings_when_a_record_changed_behind_the_hash() {
     });
     rings("I7", |ledger| {
         let session = Arc::make_mut(ledger.sessions.get_mut(&ANA).unwrap());
-        session.requests.remove(&1);
+        session.answered.remove(&1);
     });
 }
 

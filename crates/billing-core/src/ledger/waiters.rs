@@ -23,7 +23,7 @@ impl Ledger {
         let max = self.config.waiters_per_session_max;
         if session
             .and_then(|id| self.session(id))
-            .is_some_and(|session| session.waiting >= max)
+            .is_some_and(|session| session.waiting.len() >= max)
         {
             return Err(Rejection::Overloaded {
                 bound: Bound::WaitersPerSession,
@@ -40,13 +40,13 @@ impl Ledger {
             let ticket = self.scalars.ticket_last;
             let deadline = self.scalars.now.plus(wait.get());
             if let Some(held) = self.invoice_mut(invoice) {
-                held.queue.push_back(Waiter {
+                let waiter = Waiter {
                     session,
                     seq,
                     ttl: *ttl,
                     deadline,
-                    ticket,
-                });
+                };
+                held.queue.insert(ticket, waiter);
             }
             self.index
                 .waiter_deadlines
@@ -60,7 +60,7 @@ impl Ledger {
     pub(super) fn leave_queue(&mut self, session: SessionId, seq: Seq) {
         let Some(request) = self
             .session(session)
-            .and_then(|session| session.requests.get(&seq.get()))
+            .and_then(|session| session.request(seq))
         else {
             return;
         };
@@ -71,12 +71,8 @@ impl Ledger {
         };
         let (deadline, ticket, invoice) = (*deadline, *ticket, invoice.clone());
         self.index.waiter_deadlines.remove(&(deadline, ticket));
-        if let Some(held) = self.invoice_mut(&invoice)
-            && let Ok(nth) = held
-                .queue
-                .binary_search_by_key(&ticket, |waiter| waiter.ticket)
-        {
-            held.queue.remove(nth);
+        if let Some(held) = self.invoice_mut(&invoice) {
+            held.queue.remove(&ticket);
         }
     }
 
@@ -96,7 +92,7 @@ impl Ledger {
     pub(super) fn withdraw_waiter(&mut self, withdraw: &WithdrawWaiter) -> Reply {
         let queued = self
             .session(withdraw.session)
-            .and_then(|session| session.requests.get(&withdraw.seq.get()))
+            .and_then(|session| session.request(withdraw.seq))
             .is_some_and(state::Request::is_queued);
         if queued {
             self.withdraw(withdraw.session, withdraw.seq);
@@ -112,7 +108,7 @@ impl Ledger {
         let Some(open) = self.session(session) else {
             return;
         };
-        let Some(request) = open.requests.get(&seq.get()) else {
+        let Some(request) = open.request(seq) else {
             return;
         };
         let (implicit, ask) = (open.implicit, request.ask.clone());
@@ -141,7 +137,7 @@ impl Ledger {
         self.leave_queue(session, seq);
         let ask = self
             .session(session)
-            .and_then(|open| open.requests.get(&seq.get()))
+            .and_then(|open| open.request(seq))
             .map(|request| request.ask.clone());
         if let Some(ask) = ask {
             self.keep_answer(session, seq, ask, Answer::Withdrawn);
@@ -153,7 +149,7 @@ impl Ledger {
     pub(super) fn waiter_too_late(&mut self, session: SessionId, seq: Seq) {
         let request = self
             .session(session)
-            .and_then(|session| session.requests.get(&seq.get()));
+            .and_then(|session| session.request(seq));
         let Some(Ask::Acquire { invoice, .. }) = request.map(|request| &request.ask) else {
             return;
         };
@@ -170,7 +166,7 @@ impl Ledger {
         let Some(open) = self.session(session) else {
             return;
         };
-        let Some(request) = open.requests.get(&seq.get()) else {
+        let Some(request) = open.request(seq) else {
             return;
         };
         let (implicit, ask) = (open.implicit, request.ask.clone());
@@ -222,14 +218,14 @@ impl Ledger {
         if invoice.lease.is_some() {
             None
         } else {
-            invoice.queue.front().cloned()
+            invoice.queue.first().map(|(_, waiter)| waiter.clone())
         }
     }
 
     fn grant_waiter(&mut self, id: &InvoiceId, waiter: &Waiter) {
         let request = self
             .session(waiter.session)
-            .and_then(|session| session.requests.get(&waiter.seq.get()));
+            .and_then(|session| session.request(waiter.seq));
         let Some(ask) = request.map(|request| request.ask.clone()) else {
             return;
         };
