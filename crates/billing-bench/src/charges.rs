@@ -181,7 +181,7 @@ impl Way for Workers {
     type Caller = Worker;
 
     async fn open(&self, share: Share) -> Result<Vec<Worker>> {
-        let clients = ways::clients(&self.endpoints, &share)?;
+        let clients = ways::clients(&self.endpoints, false, &share)?;
         let mut workers = Vec::new();
         for worker in share.callers {
             let client = &clients[worker % clients.len()];

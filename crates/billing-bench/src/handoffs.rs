@@ -31,7 +31,7 @@ pub struct Args {
     #[arg(long, default_value_t = 8, value_parser = clap::value_parser!(u8).range(1..=64))]
     connections: u8,
     /// Ways to ask, one figure each
-    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Kind::Unary, Kind::PipelineStubs], value_name = "WAY,...")]
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Kind::Unary, Kind::Pipeline], value_name = "WAY,...")]
     ways: Vec<Kind>,
 }
 

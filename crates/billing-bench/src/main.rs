@@ -2,8 +2,10 @@
 //! Decides which measurement runs; each is a module with its own `Args` and a `run` that returns a [`report::Report`].
 //! Claims nothing about other machines.
 
+mod all;
 mod charges;
 mod cpu;
+mod crowd;
 mod disk;
 mod failover;
 mod floors;
@@ -69,6 +71,8 @@ impl Common {
 
 #[derive(Debug, Subcommand)]
 enum Bench {
+    /// Pairs, hand-offs, charges and held leases, one after the other in one run
+    All(held::Args),
     /// Acquire and release pairs: unary, over the Pipeline, and a hundred at once
     Pairs(pairs::Args),
     /// Many callers on one invoice: how fast it goes from one to the next, and how evenly
@@ -77,6 +81,8 @@ enum Bench {
     Charges(charges::Args),
     /// Memory of each node while many leases are held
     Held(held::Args),
+    /// Very many sessions, waiters and expiring leases: order, losses, memory
+    Crowd(crowd::Args),
     /// The same load on etcd, turn by turn
     Peers(peers::Args),
     /// A leader killed, stopped or cut off: how long nobody can acquire
@@ -108,15 +114,24 @@ async fn run(args: &Args) -> Result<()> {
         .with_context(|| format!("cannot make {}", common.folder.display()))?;
     let before = machine::Load::now()?;
     let report = match &args.command {
+        Bench::All(args) => all::run(common, args).await,
         Bench::Pairs(args) => pairs::run(common, args).await,
         Bench::Handoffs(args) => handoffs::run(common, args).await,
         Bench::Charges(args) => charges::run(common, args).await,
         Bench::Held(args) => held::run(common, args).await,
+        Bench::Crowd(args) => crowd::run(common, args).await,
         Bench::Peers(args) => peers::run(common, args).await,
         Bench::Failover(args) => failover::run(common, args).await,
         Bench::Snapshot(args) => snapshot::run(common, args).await,
     }?;
     finish(common, &report, &before)
+}
+
+/// What a measurement does when it is told nothing.
+fn defaults<A: clap::Args>() -> Result<A> {
+    let command = A::augment_args(clap::Command::new("defaults"));
+    let matches = command.try_get_matches_from(["defaults"])?;
+    Ok(A::from_arg_matches(&matches)?)
 }
 
 fn finish(common: &Common, report: &Report, before: &machine::Load) -> Result<()> {

@@ -32,7 +32,7 @@ pub struct Args {
     #[arg(long, value_delimiter = ',', default_value = "1,2", value_name = "N,...", value_parser = clap::value_parser!(u8).range(1..=16))]
     threads: Vec<u8>,
     /// Ways to ask, one figure each
-    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Kind::Unary, Kind::UnaryStubs, Kind::PipelineStubs, Kind::BatchStubs], value_name = "WAY,...")]
+    #[arg(long, value_delimiter = ',', value_enum, default_values_t = [Kind::Unary, Kind::Pipeline, Kind::Batch, Kind::UnaryStubs, Kind::PipelineStubs], value_name = "WAY,...")]
     ways: Vec<Kind>,
 }
 
@@ -224,12 +224,12 @@ fn verdicts(figures: &[Figure], disk: &disk::SyncFigures) -> Result<Vec<Verdict>
     let floors = [
         (
             floors::LONE,
-            best(&|figure| figure.callers == 1 && figure.way != Kind::BatchStubs),
+            best(&|figure| figure.callers == 1 && !figure.way.is_batch()),
         ),
         (floors::UNARY, best(&|figure| figure.way == Kind::Unary)),
         (
             floors::PIPELINE,
-            best(&|figure| figure.way == Kind::PipelineStubs),
+            best(&|figure| figure.way == Kind::Pipeline),
         ),
     ];
     Ok(floors

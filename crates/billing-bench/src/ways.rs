@@ -25,20 +25,32 @@ const TTL: Duration = Duration::from_secs(30);
 #[derive(Clone, Copy, Debug, PartialEq, Eq, clap::ValueEnum, Serialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Kind {
-    /// A call each, through the Rust client
+    /// A call each
     Unary,
-    /// A call each, through the generated stubs
+    /// Tagged requests on one stream, as the Rust client does unless told otherwise
+    Pipeline,
+    /// A hundred at once: acquire_each and release_leases
+    Batch,
+    /// A call each, without our client
     UnaryStubs,
-    /// Tagged requests on a stream, through the generated stubs
+    /// Tagged requests on one stream, without our client
     PipelineStubs,
-    /// AcquireLeases and ReleaseLeases of a hundred, through the generated stubs
+    /// A hundred at once, without our client
     BatchStubs,
+}
+
+impl Kind {
+    pub fn is_batch(self) -> bool {
+        matches!(self, Kind::Batch | Kind::BatchStubs)
+    }
 }
 
 impl fmt::Display for Kind {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         f.write_str(match self {
             Kind::Unary => "unary",
+            Kind::Pipeline => "Pipeline",
+            Kind::Batch => "AcquireLeases(100)",
             Kind::UnaryStubs => "unary, stubs",
             Kind::PipelineStubs => "Pipeline, stubs",
             Kind::BatchStubs => "AcquireLeases(100), stubs",
@@ -77,18 +89,22 @@ pub async fn measure(
     wish: Wish,
     amount: Amount,
 ) -> Result<Measured> {
+    ensure!(
+        !(wish.same && kind.is_batch()),
+        "a hundred leases of one invoice cannot be had"
+    );
     let leader = place.leader_endpoint().await?;
+    let by_client = ByClient {
+        endpoints: place.cluster.endpoints(),
+        unary: kind == Kind::Unary,
+        wish,
+    };
     match kind {
-        Kind::Unary => {
-            let endpoints = place.cluster.endpoints();
-            watched(place, &ByClient { endpoints, wish }, amount).await
-        }
+        Kind::Unary | Kind::Pipeline => watched(place, &by_client, amount).await,
+        Kind::Batch => watched(place, &ByClientHundred(by_client), amount).await,
         Kind::UnaryStubs => watched(place, &ByCall { leader, wish }, amount).await,
         Kind::PipelineStubs => watched(place, &ByStream { leader, wish }, amount).await,
-        Kind::BatchStubs => {
-            ensure!(!wish.same, "a hundred leases of one invoice cannot be had");
-            watched(place, &ByHundred { leader }, amount).await
-        }
+        Kind::BatchStubs => watched(place, &ByHundred { leader }, amount).await,
     }
 }
 
@@ -100,6 +116,8 @@ fn holder(caller: usize) -> String {
 #[derive(Clone)]
 struct ByClient {
     endpoints: Vec<String>,
+    /// Never over a Pipeline.
+    unary: bool,
     wish: Wish,
 }
 
@@ -113,7 +131,7 @@ impl Way for ByClient {
     type Caller = ClientCaller;
 
     async fn open(&self, share: Share) -> Result<Vec<ClientCaller>> {
-        let clients = clients(&self.endpoints, &share)?;
+        let clients = clients(&self.endpoints, self.unary, &share)?;
         let mut callers = Vec::new();
         for caller in share.callers {
             let client = &clients[caller % clients.len()];
@@ -128,10 +146,13 @@ impl Way for ByClient {
     }
 }
 
-/// A connection each: a client has one to the leader.
-pub fn clients(endpoints: &[String], share: &Share) -> Result<Vec<Client>> {
+/// As many as connections: each client has one to the leader.
+pub fn clients(endpoints: &[String], unary: bool, share: &Share) -> Result<Vec<Client>> {
     (0..share.connections)
-        .map(|_| Ok(Client::builder().endpoints(endpoints.to_vec()).build()?))
+        .map(|_| {
+            let client = Client::builder().endpoints(endpoints.to_vec());
+            Ok(client.unary_only(unary).build()?)
+        })
         .collect()
 }
 
@@ -141,6 +162,53 @@ impl Caller for ClientCaller {
         lease.release().await?;
         Ok(Turn::Did(1))
     }
+}
+
+/// Through the Rust client, a hundred at once.
+#[derive(Clone)]
+struct ByClientHundred(ByClient);
+
+struct ClientHundredCaller {
+    session: billing_client::Session,
+    invoices: Vec<String>,
+}
+
+impl Way for ByClientHundred {
+    type Caller = ClientHundredCaller;
+
+    async fn open(&self, share: Share) -> Result<Vec<ClientHundredCaller>> {
+        let callers = share.callers.clone().zip(self.0.open(share).await?);
+        Ok(callers
+            .map(|(number, caller)| ClientHundredCaller {
+                session: caller.session,
+                invoices: hundred(number),
+            })
+            .collect())
+    }
+}
+
+impl Caller for ClientHundredCaller {
+    async fn turn(&mut self) -> Result<Turn> {
+        let options = AcquireOptions::default();
+        let acquired = self.session.acquire_each(&self.invoices, options).await?;
+        let mut items = Vec::with_capacity(BATCH);
+        for (invoice, guard) in self.invoices.iter().zip(acquired) {
+            let guard = guard?;
+            items.push(wire::release(invoice, guard.token().0));
+            // Given back below, all at once, and not by the guard.
+            guard.settled();
+        }
+        for released in self.session.client().release_leases(items).await? {
+            ensure!(released?, "the lease was not ours any more");
+        }
+        Ok(Turn::Did(BATCH as u64))
+    }
+}
+
+fn hundred(caller: usize) -> Vec<String> {
+    (0..BATCH)
+        .map(|number| format!("bench-{caller}-{number}"))
+        .collect()
 }
 
 /// Connections to the leader for one thread's share.
@@ -276,9 +344,7 @@ impl Way for ByHundred {
             callers.push(HundredCaller {
                 session: Session::open(&mut leases, &holder(caller), wire::TTL).await?,
                 leases,
-                invoices: (0..BATCH)
-                    .map(|number| format!("bench-{caller}-{number}"))
-                    .collect(),
+                invoices: hundred(caller),
             });
         }
         Ok(callers)

@@ -48,7 +48,7 @@ enum Who {
 
 const WHO: [Who; 4] = [
     Who::Billingd(Kind::Unary),
-    Who::Billingd(Kind::PipelineStubs),
+    Who::Billingd(Kind::Pipeline),
     Who::EtcdKeys,
     Who::EtcdLocks,
 ];
