@@ -92,7 +92,7 @@ impl Node {
                 ..well
             },
             _ => v1::GetStatusResponse {
-                wall_time: Some(stamp(NOW_MS - 40_500)),
+                wall_time: Some(stamp(NOW_MS - 40_200)),
                 fsync_p50_us: 0,
                 fsync_p99_us: 0,
                 wall_clock_alarm: true,
@@ -250,6 +250,7 @@ impl ClusterService for Node {
         }
         Ok(Response::new(v1::AddLearnerResponse {
             last_log_index: LOG_END,
+            ..Default::default()
         }))
     }
 

@@ -41,9 +41,23 @@ Exit codes:
   4  the data folder is damaged: this node must not vote again under its id
   5  a listening address cannot be had, such as a port in use
   6  the disk failed or is full; everything acknowledged is kept
-  7  another node contradicts this one: the same id twice, a lost disk, another state
+  7  another node contradicts this one: the same id twice, a lost disk, another state, or it
+     was removed from the cluster
   8  ended at once by a second signal
+  9  the cluster cannot be joined: it is not reached, or it refuses; nothing is lost
   70 a bug in billingd";
+
+const JOIN_HELP: &str = "\
+Node 2 is dead, or its folder is damaged. A new node takes its place, on any machine, with an
+empty folder and an id that was never used:
+
+  billingd join --node-id 4 --data-dir data/4 --cluster 127.0.0.1:7101,127.0.0.1:7103 \\
+    --listen 127.0.0.1:7104 --raft-listen 127.0.0.1:7204 --replaces 2
+
+From three nodes to five:
+
+  billingd join --node-id 4 ... --voter --allow-even
+  billingd join --node-id 5 ... --voter";
 
 /// A node of a cluster that makes sure an invoice is charged once.
 #[derive(Debug, Parser)]
@@ -79,8 +93,44 @@ pub enum CliCommand {
         #[command(flatten)]
         settings: Box<Settings>,
     },
+    /// Come into a cluster that runs, as a new node with an empty folder, and serve: ask for a place, get the ledger and the
+    /// log, and with --replaces or --voter a vote as soon as it has caught up. May be started again at any point; once in, `run`
+    /// is enough
+    #[command(after_help = JOIN_HELP)]
+    Join {
+        #[command(flatten)]
+        join: Join,
+        #[command(flatten)]
+        settings: Box<Settings>,
+    },
     /// Print the settings that would hold, as a TOML file with their sources, and start nothing
     CheckConfig(Box<Settings>),
+}
+
+/// How a node comes into a cluster.
+#[derive(Debug, Clone, Args)]
+pub struct Join {
+    /// Addresses for clients, of members; one that answers is enough
+    #[arg(
+        long,
+        value_name = "HOST:PORT",
+        value_delimiter = ',',
+        required = true,
+        env = "BILLINGD_CLUSTER"
+    )]
+    pub cluster: Vec<String>,
+
+    /// The voter whose place this node takes, in one change: it leaves the cluster for ever. Dead, damaged or running
+    #[arg(long, value_name = "ID")]
+    pub replaces: Option<u64>,
+
+    /// Get a vote without taking anybody's place
+    #[arg(long, conflicts_with = "replaces")]
+    pub voter: bool,
+
+    /// Make an even number of voters all the same, as on the way from three to five
+    #[arg(long)]
+    pub allow_even: bool,
 }
 
 /// Everything is optional here: what is missing comes from the file or from a default (`config.rs`).

@@ -12,6 +12,7 @@ use clap::parser::ValueSource;
 use serde::Deserialize;
 
 use crate::cli::{LogFormat, Settings};
+use crate::join::Plan;
 
 pub const NODES_MAX: usize = crate::node::bounds::VOTERS_MAX;
 pub const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
@@ -502,6 +503,44 @@ impl Config {
         Ok(config)
     }
 
+    /// What a node that joins wants to become.
+    pub fn plan(&self, join: crate::cli::Join) -> Result<Plan, ConfigError> {
+        let wrong = |name, flag: &str, why: String| ConfigError::Wrong {
+            name,
+            source_: flag.to_owned(),
+            why,
+        };
+        if self.bootstrap.is_some() {
+            let why = "founds a new cluster; a node that joins another leaves it away".to_owned();
+            return Err(wrong("bootstrap", "--bootstrap", why));
+        }
+        for address in &join.cluster {
+            host_and_port(address).map_err(|why| wrong("cluster", "--cluster", why))?;
+        }
+        if join
+            .replaces
+            .is_some_and(|old| old == 0 || old == self.node_id)
+        {
+            let why = "is the id of another node, a voter of the cluster".to_owned();
+            return Err(wrong("replaces", "--replaces", why));
+        }
+        Ok(Plan {
+            cluster: join.cluster,
+            replaces: join.replaces,
+            voter: join.voter,
+            allow_even: join.allow_even,
+        })
+    }
+
+    /// Whether this node says itself where it listens, so that it needs no entry among the peers: the membership that is in
+    /// force may have changed since the list was written.
+    fn says_where_it_is(&self) -> bool {
+        ["listen", "raft_listen"].iter().all(|wanted| {
+            let found = self.sources.iter().find(|(name, ..)| name == wanted);
+            found.is_some_and(|(_, _, source)| *source != Source::Default)
+        })
+    }
+
     /// This node's own entry among the peers. `check` has made sure that there is one.
     pub fn own(&self) -> Peer {
         let own = self.peers.iter().find(|peer| peer.id == self.node_id);
@@ -601,6 +640,9 @@ impl Config {
             return wrong(format!("address {} stands there twice", pair[0]));
         }
         let Some(own) = self.peers.iter().find(|peer| peer.id == self.node_id) else {
+            if self.bootstrap.is_none() && self.says_where_it_is() {
+                return Ok(());
+            }
             return wrong(format!(
                 "this node, {}, is not among them; list every node, this one too",
                 self.node_id

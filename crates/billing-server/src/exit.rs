@@ -20,6 +20,8 @@ pub const ADDRESS: u8 = 5;
 pub const DISK: u8 = 6;
 /// Another node contradicts this one.
 pub const CONTRADICTED: u8 = 7;
+/// The cluster cannot be joined: it is not reached, or it refuses.
+pub const NOT_JOINED: u8 = 9;
 /// A second signal: ended at once, calls in flight cut off.
 pub const HURRIED: u8 = 8;
 /// A bug in billingd.
@@ -50,6 +52,8 @@ pub enum Fatal {
     Address(String),
     #[error("{0}")]
     Contradicted(String),
+    #[error("{0}")]
+    NotJoined(String),
     #[error("a bug in billingd, please report it: {0}")]
     Bug(String),
     #[error(
@@ -100,6 +104,7 @@ impl Fatal {
             Self::Settings(_) => USAGE,
             Self::Address(_) => ADDRESS,
             Self::Contradicted(_) => CONTRADICTED,
+            Self::NotJoined(_) => NOT_JOINED,
             Self::Bug(_) => BUG,
             Self::Hurried => HURRIED,
         }

@@ -6,6 +6,7 @@
 pub mod cli;
 pub mod config;
 pub mod exit;
+pub mod join;
 pub mod node;
 pub mod process;
 pub mod raft;

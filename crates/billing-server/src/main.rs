@@ -14,14 +14,26 @@ fn main() -> ExitCode {
     let matches = Cli::command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());
     let own = matches.subcommand().map_or(&matches, |(_, own)| own);
+    let mut join = None;
     let (settings, only_check) = match cli.command {
         None => (cli.settings, false),
         Some(CliCommand::Run(settings)) => (*settings, false),
+        Some(CliCommand::Join {
+            join: asked,
+            settings,
+        }) => {
+            join = Some(asked);
+            (*settings, false)
+        }
         Some(CliCommand::CheckConfig(settings)) => (*settings, true),
         Some(CliCommand::Restore { file, settings }) => return restore(&file, *settings, own),
     };
-    let config = match Config::load(settings, own) {
-        Ok(config) => config,
+    let loaded = Config::load(settings, own).and_then(|config| {
+        let plan = join.map(|join| config.plan(join)).transpose()?;
+        Ok((config, plan))
+    });
+    let (config, plan) = match loaded {
+        Ok(loaded) => loaded,
         Err(error) => {
             eprintln!("billingd: {error}");
             return ExitCode::from(exit::USAGE);
@@ -31,7 +43,7 @@ fn main() -> ExitCode {
         print!("{}", config.explain());
         return ExitCode::from(exit::DONE);
     }
-    match billing_server::process::run(config) {
+    match billing_server::process::run(config, plan) {
         Ok(()) => ExitCode::from(exit::DONE),
         Err(fatal) => {
             eprintln!("billingd: {fatal}");

@@ -14,6 +14,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::config::Config;
 use crate::exit::Fatal;
+use crate::join::{self, Plan};
 use crate::node::{EndReason, FailStop, Founding, Node, NodeConfig};
 use crate::raft::Peer;
 use crate::restore::ledger_of;
@@ -22,7 +23,7 @@ use crate::telemetry;
 
 /// Runs the node of `config` until a signal ends it. Returns `Ok` when it ended in order; ends the process itself when the
 /// node can no longer be believed.
-pub fn run(config: Config) -> Result<(), Fatal> {
+pub fn run(config: Config, join: Option<Plan>) -> Result<(), Fatal> {
     telemetry::start(config.node_id, &config.log, config.log_format).map_err(Fatal::Bug)?;
     end_on_panic();
     let mut builder = if config.worker_threads == 1 {
@@ -36,7 +37,7 @@ pub fn run(config: Config) -> Result<(), Fatal> {
         .enable_all()
         .build()
         .map_err(|error| Fatal::Bug(format!("the runtime cannot start: {error}")))?;
-    runtime.block_on(live(config, Env::real()))
+    runtime.block_on(live(config, join, Env::real()))
 }
 
 /// A panic anywhere is a bug, and half a node must not go on: a task that died silently may be the one that replicates.
@@ -48,14 +49,18 @@ fn end_on_panic() {
     }));
 }
 
-async fn live(config: Config, env: Env) -> Result<(), Fatal> {
+async fn live(config: Config, join: Option<Plan>, env: Env) -> Result<(), Fatal> {
     let mut signals = Signals::new()?;
     let clients = listen(&env, "listen", &config.listen).await?;
     let peers = listen(&env, "raft-listen", &config.raft_listen).await?;
     let members = members(&config, &*clients, &*peers);
-    let (disk, founding) = folder(&config, &env).await?;
+    let own = members.get(&config.node_id).cloned();
+    let (disk, founding) = match (&join, &own) {
+        (Some(plan), Some(own)) => (join::enter(plan, &config, &env, own).await?, None),
+        _ => folder(&config, &env).await?,
+    };
     let ledger = String::from_utf8_lossy(&disk.identity.cluster).into_owned();
-    if founding.is_none() && disk.log.state()?.last.is_none() {
+    if join.is_none() && founding.is_none() && disk.log.state()?.last.is_none() {
         tracing::warn!(
             "this folder holds no entry yet: if its cluster was never founded, start every founding node with --bootstrap again"
         );
@@ -69,14 +74,14 @@ async fn live(config: Config, env: Env) -> Result<(), Fatal> {
         snapshot_every: config.snapshot_every,
         ..NodeConfig::new(config.node_id, members)
     };
-    let own = node.members.get(&config.node_id).cloned();
     let node = Node::start(node, env.clone(), disk, peers, fail_stop).await?;
     let limits = ClientLimits {
         calls_max: config.calls_max as usize,
         connections_max: config.connections_max as usize,
         ..ClientLimits::default()
     };
-    let mut serving = Serving::start(env, node, clients, limits)
+    let this = node.clone();
+    let mut serving = Serving::start(env.clone(), node, clients, limits)
         .await
         .map_err(|error| Fatal::Bug(error.to_string()))?;
     tracing::info!(
@@ -87,11 +92,27 @@ async fn live(config: Config, env: Env) -> Result<(), Fatal> {
         version = env!("CARGO_PKG_VERSION"),
         "started"
     );
+    let joined = async {
+        match &join {
+            Some(plan) => join::settle(plan, &this, &env).await,
+            None => Ok(()),
+        }
+    };
+    let unjoined = async {
+        match joined.await {
+            Ok(()) => std::future::pending().await,
+            Err(fatal) => fatal,
+        }
+    };
+    // What ends this node although nobody asked it to, in order all the same: calls in flight are answered.
+    let mut ended = None;
     tokio::select! {
         name = signals.next() => tracing::info!(signal = name, "shutting down; a second signal ends at once"),
         error = serving.failed() => {
             return Err(Fatal::Address(format!("the client listener at {} failed: {error}", config.listen)));
         }
+        why = this.removed() => ended = Some(Fatal::Contradicted(why)),
+        fatal = unjoined => ended = Some(fatal),
     }
     tokio::select! {
         biased;
@@ -99,7 +120,10 @@ async fn live(config: Config, env: Env) -> Result<(), Fatal> {
         () = serving.finish(config.shutdown_grace) => {}
     }
     tracing::info!("ended");
-    Ok(())
+    match ended {
+        Some(fatal) => Err(fatal),
+        None => Ok(()),
+    }
 }
 
 async fn listen(env: &Env, setting: &str, address: &str) -> Result<Box<dyn Listener>, Fatal> {
@@ -130,10 +154,12 @@ fn members(config: &Config, clients: &dyn Listener, peers: &dyn Listener) -> BTr
             (true, Err(_)) | (false, _) => told.to_owned(),
         };
     let mut members = members_told(config);
-    if let Some(own) = members.get_mut(&config.node_id) {
-        own.client = real(&own.client, clients);
-        own.raft = real(&own.raft, peers);
-    }
+    let told = config.own();
+    let own = Peer {
+        client: real(&told.client, clients),
+        raft: real(&told.raft, peers),
+    };
+    members.insert(config.node_id, own);
     members
 }
 

@@ -7,8 +7,9 @@ use std::sync::Arc;
 
 /// What to do with a node whose disk lost something that it had acknowledged. Its old id has voted and acknowledged on the
 /// strength of what is gone, so that id must never speak again.
-pub const REJOIN: &str = "do not start this node again under its id: remove it from the cluster, keep the folder for study, \
-    and let the machine rejoin with an empty folder as a learner under a new node id; node ids are never reused";
+pub const REJOIN: &str = "do not start this node again under its id: keep the folder for study, and let a new node take its place: \
+    `billingd join --node-id NEW --data-dir EMPTY --cluster HOST:PORT --replaces THIS`, with an id that was never used; \
+    node ids are never reused";
 
 /// One damaged snapshot is no loss: it is derived from the log, and a peer has another.
 pub const FETCH_AGAIN: &str =

@@ -99,6 +99,7 @@ pub async fn add_learner(
     match change(door, &request, Change::AddLearner { node, peer }).await? {
         Changed::Added { last_log } => Ok(Response::new(v1::AddLearnerResponse {
             last_log_index: last_log,
+            cluster: door.node.status().cluster,
         })),
         other => Err(unexpected(&other)),
     }
