@@ -22,7 +22,7 @@ const DEADLINE_DEFAULT: Duration = Duration::from_secs(10);
 /// One attempt. Longer than a slow disk, shorter than patience: a half-open connection must not eat the whole deadline.
 const ATTEMPT_DEFAULT: Duration = Duration::from_secs(3);
 const CONNECT_DEFAULT: Duration = Duration::from_secs(1);
-/// To one node. More serve nobody: a connection carries 100,000 requests a second.
+/// To one node. One carries a process's load; several are for measuring, and for large answers that hold up small ones.
 const CONNECTIONS_MAX: usize = 64;
 
 /// A handle on a cluster. Cheap to clone; clones share connections and what is known about the leader.
