@@ -6,10 +6,11 @@ CARGO ?= cargo
 SHIPPED := -p billing-server -p billingctl -p billing-worker -p billing-sandbox -p billing-demo
 DATA ?= data
 INVOICES ?= 10000
+BENCH ?= all
 SCENARIO ?= smoke
 SEED ?= 1
 
-.PHONY: help build check fix test demo cluster bench sim-one clean
+.PHONY: help build check fix test demo cluster bench bench-peers bench-crowd etcd sim-one clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,9 +40,23 @@ demo: build ## a charge run over three nodes that loses its leader (INVOICES=100
 cluster: build ## three nodes in the foreground on ports 7101 to 7103, data in DATA=data; Ctrl-C ends all
 	@target/release/billing-demo cluster --data '$(DATA)'
 
-bench: build ## pairs/s at 1, 16, 64 and 256 callers beside the disk's fdatasync rate
+bench: build bench-binary ## pairs, hand-offs, charges and held leases beside the disk's fdatasync rate (BENCH='pairs --rounds 1')
+	@target/release/billing-bench $(BENCH) --json target/bench.json
+
+bench-peers: build bench-binary ## the same load on etcd, turn by turn (make etcd installs it)
+	@target/release/billing-bench peers --json target/bench-peers.json
+
+bench-crowd: build bench-binary ## 100,000 sessions, 10,000 waiters on one invoice, 100,000 leases that expire at once
+	@target/release/billing-bench crowd --json target/bench-crowd.json
+
+.PHONY: bench-binary
+bench-binary:
 	$(CARGO) build --release --locked -p billing-bench
-	@target/release/billing-bench
+
+etcd: ## etcd from Debian's packages, for make bench-peers; not started
+	@if command -v etcd >/dev/null; then etcd --version | head -1; \
+	elif command -v apt-get >/dev/null; then RUNLEVEL=1 apt-get install -y --no-install-recommends etcd-server; \
+	else echo "no apt-get here: put an etcd binary on the PATH" >&2; exit 1; fi
 
 sim-one: ## one simulated run, repeatable: SEED=3053 SCENARIO=smoke
 	$(CARGO) run --quiet --locked -p billing-sim -- '$(SCENARIO)' --seed '$(SEED)'
