@@ -346,7 +346,7 @@ async fn a_damaged_folder_never_votes_again() -> Result<()> {
         let advice = &[
             "is damaged",
             "do not start this node again under its id",
-            "rejoin",
+            "billingd join",
         ];
         place
             .refused(place.node(1, "copy", &[])?, DAMAGED, advice)

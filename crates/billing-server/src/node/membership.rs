@@ -699,28 +699,38 @@ pub(crate) async fn finish_changes(node: Arc<Inner>) {
             membership.get_joint_config().len() > 1
         };
         if node.leadership().is_some() && joint(&node) {
-            let _turn = node.membership.changing.lock().await;
-            if node.leadership().is_some() && joint(&node) {
-                let scene = Scene::of(&node);
-                // Adding nobody leads to the newer of the two sets.
-                let nobody = ChangeMembers::AddVoterIds(BTreeSet::new());
-                match node.raft.change_membership(nobody, false).await {
-                    Ok(_) => {
-                        tracing::info!("a change of the voters was finished");
-                        farewell(&node, &scene);
-                    }
-                    Err(error) => {
-                        tracing::debug!(%error, "a change of the voters waits to be finished");
-                        node.env.clock.sleep(LOOK_AGAIN).await;
-                        continue;
-                    }
-                }
+            // Taken: the change is just being made, by whoever will finish it too.
+            let finished = match node.membership.changing.try_lock() {
+                Ok(_turn) if joint(&node) => finish(&node).await,
+                Ok(_) => true,
+                Err(_) => false,
+            };
+            if !finished {
+                node.env.clock.sleep(LOOK_AGAIN).await;
+                continue;
             }
         }
         tokio::select! {
             biased;
             () = until_true(&mut closing) => return,
             changed = metrics.changed() => if changed.is_err() { return },
+        }
+    }
+}
+
+async fn finish(node: &Arc<Inner>) -> bool {
+    let scene = Scene::of(node);
+    // Adding nobody leads to the newer of the two sets.
+    let nobody = ChangeMembers::AddVoterIds(BTreeSet::new());
+    match node.raft.change_membership(nobody, false).await {
+        Ok(_) => {
+            tracing::info!("a change of the voters was finished");
+            farewell(node, &scene);
+            true
+        }
+        Err(error) => {
+            tracing::debug!(%error, "a change of the voters waits to be finished");
+            false
         }
     }
 }
