@@ -34,6 +34,7 @@ mod nodes;
 mod pipe;
 mod seqs;
 mod session;
+mod watch;
 
 pub use backup::Backup;
 pub use billing_core::{FencingToken, Outcome, Rejection};
@@ -44,3 +45,4 @@ pub use guard::LeaseGuard;
 pub use invoices::Submitted;
 pub use life::Loss;
 pub use session::{AcquireOptions, Claimed, ClaimedInvoice, Session, SessionOptions};
+pub use watch::{WatchOptions, Watched};

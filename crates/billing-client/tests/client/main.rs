@@ -6,6 +6,7 @@ mod leases;
 mod pipeline;
 mod sessions;
 mod streams;
+mod watches;
 
 /// The other program of these tests speaks without.
 const UNARY_ONLY: bool = false;

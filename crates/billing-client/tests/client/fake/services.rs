@@ -4,22 +4,44 @@ use std::pin::Pin;
 
 use billing_core::{
     AttachProviderObject, BeginCharge, CHAIN_START, ClaimInvoices, CloseSession, Command,
-    InvoiceId, KeepAlive, ReleaseLease, RenewLease, Reply, SettleCharge, SubmitInvoice,
+    InvoiceId, KeepAlive, Rejection, ReleaseLease, RenewLease, Reply, SettleCharge, SubmitInvoice,
 };
 use billing_env::{RandomSource, RealRandom};
 use billing_proto::{
     Failure, convert, request,
-    status::{item_error, refused},
+    status::{item_error, not_applied, refused},
     v1::{
         self, charge_service_server::ChargeService, cluster_service_server::ClusterService,
         invoice_service_server::InvoiceService, lease_service_server::LeaseService,
     },
 };
-use futures::{Stream, StreamExt, future::join_all};
+use futures::{Stream, StreamExt, TryStreamExt, future::join_all, stream};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::{Fault, Node};
+
+fn watch_part(next_index: u64) -> v1::WatchLeasesResponse {
+    let progress = v1::WatchProgress { next_index };
+    v1::WatchLeasesResponse {
+        part: Some(v1::watch_leases_response::Part::Progress(progress)),
+    }
+}
+
+fn watch_event(event: billing_core::LeaseEvent) -> v1::WatchLeasesResponse {
+    let event = v1::LeaseEvent {
+        index: event.index,
+        invoice_id: event.invoice.to_string(),
+        token: event.token.0,
+        holder: event.holder.to_string(),
+        cluster_time_ms: event.at.0,
+        what: event.what.to_owned(),
+        ..Default::default()
+    };
+    v1::WatchLeasesResponse {
+        part: Some(v1::watch_leases_response::Part::Event(event)),
+    }
+}
 
 type Answers<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
@@ -290,11 +312,68 @@ impl LeaseService for Node {
 
     type WatchLeasesStream = Answers<v1::WatchLeasesResponse>;
 
+    /// The ledger's events. Fault LoseReply: the stream breaks after three of its messages. Delay: it falls behind after one.
     async fn watch_leases(
         &self,
-        _: Request<v1::WatchLeasesRequest>,
+        request: Request<v1::WatchLeasesRequest>,
     ) -> Result<Response<Self::WatchLeasesStream>, Status> {
-        not_here()
+        let v1::WatchLeasesRequest {
+            invoice_id,
+            from_index,
+        } = request.into_inner();
+        let end = match self.cluster.next_fault(self.number, "WatchLeases") {
+            None => None,
+            Some(Fault::LoseReply) => Some((3, Status::unknown("the connection broke"))),
+            Some(Fault::Delay(_)) => {
+                let behind = Rejection::IndexPurged {
+                    requested: 1,
+                    oldest: 1_000,
+                };
+                Some((1, refused(&behind)))
+            }
+            Some(Fault::NotApplied) => return Err(not_applied("no leader is known")),
+            Some(other) => {
+                return Err(Status::internal(format!(
+                    "{other:?} is not made for watches"
+                )));
+            }
+        };
+        let next = match from_index {
+            0 => self.cluster.read(|ledger| ledger.audit_last_index()) + 1,
+            from => from,
+        };
+        let cluster = self.cluster.clone();
+        let pages = stream::try_unfold((next, true), move |(next, begins)| {
+            let (cluster, invoice_id) = (cluster.clone(), invoice_id.clone());
+            async move {
+                if begins {
+                    return Ok(Some((vec![watch_part(next)], (next, false))));
+                }
+                loop {
+                    let page = cluster
+                        .read(|ledger| ledger.lease_events(next, 256))
+                        .map_err(|rejection| refused(&rejection))?;
+                    let wanted = page.events.into_iter().filter(|event| {
+                        invoice_id.is_empty() || event.invoice.as_str() == invoice_id
+                    });
+                    let parts: Vec<_> = wanted.map(watch_event).collect();
+                    if page.next_index > next {
+                        return Ok::<_, Status>(Some((parts, (page.next_index, false))));
+                    }
+                    // The fake announces nothing.
+                    tokio::time::sleep(std::time::Duration::from_millis(2)).await;
+                }
+            }
+        });
+        let messages = pages
+            .map_ok(|parts| stream::iter(parts.into_iter().map(Ok)))
+            .try_flatten();
+        self.hinted(Ok(match end {
+            None => Box::pin(messages) as Self::WatchLeasesStream,
+            Some((after, status)) => {
+                Box::pin(messages.take(after).chain(stream::iter([Err(status)])))
+            }
+        }))
     }
 
     type PipelineStream = Answers<v1::PipelineResponse>;
