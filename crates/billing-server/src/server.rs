@@ -63,11 +63,7 @@ impl Serving {
     ) -> io::Result<Serving> {
         let (waiting, accepting) = (CancellationToken::new(), CancellationToken::new());
         let mut routes = RoutesBuilder::default();
-        let watchers = Watchers::new(
-            env.clock.clone(),
-            limits.watchers_max,
-            limits.watch_lag_max,
-        );
+        let watchers = Watchers::new(env.clock.clone(), limits.watchers_max, limits.watch_lag_max);
         let door = Door::new(node.clone(), env.random.clone(), waiting.clone(), watchers);
         services::add_to(&mut routes, &door);
         let health = Health::add_to(&mut routes)

@@ -285,6 +285,38 @@ async fn a_node_that_shuts_down_says_so_finishes_calls_and_ends_those_that_wait(
 }
 
 #[tokio::test]
+async fn a_status_tells_of_disk_clock_and_waiters() -> Result<()> {
+    let cluster = Cluster::start(1).await?;
+    let status = async || -> Result<v1::GetStatusResponse> {
+        let mut operators = cluster.operators(0)?;
+        let told = operators.get_status(v1::GetStatusRequest {}).await?;
+        Ok(told.into_inner())
+    };
+    let mut leases = cluster.leases(0)?;
+    let held = common::lease(leases.acquire_lease(common::acquire("inv-1", "ana")).await?)?;
+    let waiting = v1::AcquireLeaseRequest {
+        wait_ms: 60_000,
+        ..common::acquire("inv-1", "ben")
+    };
+    let waiting = tokio::spawn(async move { leases.acquire_lease(waiting).await });
+    common::until(|| async { Ok(status().await?.waiters == 1) }).await?;
+    let told = status().await?;
+    assert!(told.fsync_p50_us > 0, "{told:?}");
+    assert!(told.fsync_p50_us <= told.fsync_p99_us, "{told:?}");
+    assert!(told.data_bytes > 1_000, "{told:?}");
+    assert!(told.first_log_index <= told.last_log_index, "{told:?}");
+    let wall = told.wall_time.map(|time| time.seconds).unwrap_or_default();
+    let here = std::time::UNIX_EPOCH.elapsed()?.as_secs();
+    assert!(here.abs_diff(u64::try_from(wall)?) < 30, "{wall} at {here}");
+    assert!(!told.wall_clock_alarm);
+    cluster.leases(0)?.release_lease(common::release(&held)).await?;
+    waiting.await??;
+    assert_eq!(status().await?.waiters, 0);
+    cluster.stop().await;
+    Ok(())
+}
+
+#[tokio::test]
 async fn one_call_too_many_is_refused_at_once_and_health_still_answers() -> Result<()> {
     let limits = ClientLimits {
         calls_max: 1,

@@ -101,23 +101,27 @@ impl LeaderClock {
     }
 }
 
-/// How far this machine's wall clock is from the median of those asked, itself included, when that is beyond `off_max_ms`:
-/// what to add to it. `offsets` are the others' clocks minus this one.
-pub fn wall_correction(offsets: &[i64], off_max_ms: u64) -> i64 {
+/// What to add to this machine's wall clock: its distance to the median of those asked, itself included, when that is beyond
+/// `off_max_ms`. `offsets` are the others' clocks minus this one. `None`: as many say one thing as another, and nobody can
+/// tell who is right; what was found before stands.
+pub fn wall_correction(offsets: &[i64], off_max_ms: u64) -> Option<i64> {
     let mut all: Vec<i64> = offsets.iter().copied().chain([0]).collect();
     all.sort_unstable();
     let middle = all.len() / 2;
     let median = if all.len() % 2 == 1 {
         all[middle]
     } else {
-        // Two clocks, or four: nobody can tell which half is right.
-        all[middle - 1].midpoint(all[middle])
+        let (below, above) = (all[middle - 1], all[middle]);
+        if above.abs_diff(below) > off_max_ms {
+            return None;
+        }
+        below.midpoint(above)
     };
-    if median.unsigned_abs() > off_max_ms {
+    Some(if median.unsigned_abs() > off_max_ms {
         median
     } else {
         0
-    }
+    })
 }
 
 #[cfg(test)]
@@ -202,14 +206,25 @@ mod tests {
 
     #[test]
     fn only_a_clock_off_by_more_than_the_bound_is_corrected() {
-        assert_eq!(wall_correction(&[20_000, 29_000], 30_000), 0);
-        assert_eq!(wall_correction(&[100_000, 101_000], 30_000), 100_000);
+        assert_eq!(wall_correction(&[20_000, 29_000], 30_000), Some(0));
+        assert_eq!(wall_correction(&[100_000, 101_000], 30_000), Some(100_000));
         assert_eq!(
             wall_correction(&[-100_000, 0], 30_000),
-            0,
+            Some(0),
             "one of three is wrong, not this one"
         );
-        assert_eq!(wall_correction(&[100_000], 30_000), 50_000);
-        assert_eq!(wall_correction(&[], 30_000), 0);
+        assert_eq!(wall_correction(&[], 30_000), Some(0));
+        assert_eq!(wall_correction(&[10_000], 30_000), Some(0));
+    }
+
+    #[test]
+    fn two_clocks_that_differ_correct_nobody() {
+        assert_eq!(wall_correction(&[100_000], 30_000), None);
+        assert_eq!(wall_correction(&[0, 100_000, 100_000], 30_000), None);
+        assert_eq!(
+            wall_correction(&[99_000, 100_000, 100_000], 30_000),
+            Some(99_500),
+            "one of four is wrong: this one"
+        );
     }
 }

@@ -273,7 +273,10 @@ async fn round(node: &Inner) {
 /// A node whose wall clock a majority does not share stamps the majority's when it leads (§4). Nothing but audit, `due_at`
 /// and closing goes by it.
 fn compare_wall(node: &Inner, offsets: &[i64]) {
-    let correction = wall_correction(offsets, WALL_OFF_MAX_MS);
+    let Some(correction) = wall_correction(offsets, WALL_OFF_MAX_MS) else {
+        tracing::warn!("the members' wall clocks differ, and as many say one time as another: correct them");
+        return;
+    };
     if correction != 0 {
         tracing::warn!(
             off_ms = -correction,

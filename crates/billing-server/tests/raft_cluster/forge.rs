@@ -17,8 +17,7 @@ pub async fn forge(folder: &Path, node: u64, provider: &str) -> Result<()> {
         bytes.extend_from_slice(&piece);
     }
     drop(reader);
-    let (version, body) = bytes.split_first().context("it is not empty")?;
-    let mut ledger: Ledger = postcard::from_bytes(body)?;
+    let mut ledger = Ledger::read_from(&mut bytes.as_slice())?;
     let before = ledger.state_hash();
     let stamp = Stamp {
         base: ledger.now(),
@@ -33,7 +32,8 @@ pub async fn forge(folder: &Path, node: u64, provider: &str) -> Result<()> {
     let applied = ledger.apply(stamp, &[(Actor::new("nobody")?, pause)]);
     ensure!(applied.results.iter().all(Result::is_ok));
     ensure!(ledger.state_hash() != before);
-    let forged = postcard::to_extend(&ledger, vec![*version])?;
+    let mut forged = Vec::new();
+    ledger.write_to(&mut forged)?;
     let mut writer = disk.snapshots.create(newest.id.index, newest.meta).await?;
     writer.write(Bytes::from(forged)).await?;
     writer.finish(None).await?;

@@ -11,7 +11,7 @@ use billing_core::{
     AcquireLease, Actor, Command, HolderId, InvoiceId, KeepAlive, LedgerId, OpenSession, Reply,
     Requester, Seq, SessionId, TtlMs, WaitMs,
 };
-use billing_env::{Env, Listener, Net, RealNet};
+use billing_env::{Clock, Env, Listener, Net, RealNet};
 use billing_server::node::{
     Answer, CallError, Consistency, FailStop, Founding, Node, NodeConfig, Role,
 };
@@ -74,6 +74,8 @@ pub struct Cluster {
     pub running: BTreeMap<u64, Running>,
     /// The way out of a node, where it is not the plain one.
     nets: BTreeMap<u64, Arc<dyn Net>>,
+    /// The clocks of a node, where they are not the machine's.
+    pub clocks: BTreeMap<u64, Arc<dyn Clock>>,
     tune: Tune,
 }
 
@@ -111,6 +113,7 @@ impl Cluster {
             members,
             running: BTreeMap::new(),
             nets: BTreeMap::new(),
+            clocks: BTreeMap::new(),
             tune,
         };
         Ok((cluster, listeners))
@@ -147,6 +150,9 @@ impl Cluster {
         let mut env = Env::real();
         if let Some(net) = self.nets.get(&node) {
             env.net = net.clone();
+        }
+        if let Some(clock) = self.clocks.get(&node) {
+            env.clock = clock.clone();
         }
         let folder = self.folder(node);
         let ended = Arc::new(Mutex::new(None));
