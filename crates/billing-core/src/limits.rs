@@ -24,10 +24,10 @@ pub const IN_FLIGHT_MS_MAX: u64 = 7 * DAY_MS;
 pub const PENDING_MS_MAX: u64 = 30 * DAY_MS; // Bank debits settle in days; after that somebody must look.
 
 pub const ANSWERS_KEPT_MAX: usize = 1_024; // Per session; the oldest answer goes first, its seq is refused from then on.
-pub const LEASES_PER_SESSION_MAX: usize = 10_000; // More: Overloaded.
-pub const WAITERS_PER_INVOICE_MAX: usize = 1_024; // More: Overloaded.
-pub const WAITERS_PER_SESSION_MAX: usize = 1_024; // More: Overloaded.
-pub const SESSIONS_OPEN_MAX: usize = 100_000; // More: Overloaded. Implicit sessions count.
+pub const LEASES_PER_SESSION_MAX: usize = 10_000; // More: Overloaded. A hundred sessions hold a million.
+pub const WAITERS_PER_INVOICE_MAX: usize = 16_384; // More: Overloaded. A crowd of 10,000 with room; about 5 MB.
+pub const WAITERS_PER_SESSION_MAX: usize = 10_000; // More: Overloaded. As many as it can hold leases, so a few sessions make a crowd.
+pub const SESSIONS_OPEN_MAX: usize = 1_200_000; // More: Overloaded. A million implicit ones (each holds one lease) and 200,000 opened.
 pub const SESSIONS_ENDED_MAX: usize = 1_000_000; // Ended ids kept of each kind; beyond, the oldest is forgotten.
 pub const IMPLICIT_REMEMBERED_MS: u64 = 600_000; // A request_id used before is known for this long after its end.
 pub const PROVIDERS_PAUSED_MAX: usize = 64; // More: Overloaded.

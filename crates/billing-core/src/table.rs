@@ -1,15 +1,13 @@
-//! Records by name, found by a hash of the name, with a clone as cheap as that of the map below. The order is that of the
-//! hashes: equal on every replica, and of no meaning to people. Decides nothing.
+//! Records by name, found by a hash of the name in a few cache lines, with a cheap clone: pages are shared, and one is copied
+//! when it is written while a clone still holds it. Knows no order. Decides nothing.
 
 use std::sync::Arc;
-
-use crate::cow::CowMap;
 
 /// A record that carries its own name.
 pub(crate) trait Named {
     type Name: Ord;
     fn name(&self) -> &Self::Name;
-    /// The same on every machine and in every version: it orders snapshots.
+    /// By its lowest bits first.
     fn hash(name: &Self::Name) -> u64;
 }
 
@@ -23,31 +21,32 @@ impl<T: Named> Named for Arc<T> {
     }
 }
 
-#[derive(Clone)]
+/// Buckets of a few records, in shared pages. Linear hashing: the table grows by one bucket at a time, so that no insertion
+/// pays for a million others.
 pub(crate) struct Table<T> {
-    slots: CowMap<u64, Slot<T>>,
+    pages: Vec<Arc<Page<T>>>,
+    buckets: usize,
     len: usize,
 }
 
-/// Nearly always one record. Names whose hashes meet by chance, or because somebody looked for such, stand in order.
+/// The first write after a clone copies a page, and touches what its records point at.
+type Page<T> = [Vec<Hashed<T>>; PAGE_BUCKETS];
+
 #[derive(Clone)]
-enum Slot<T> {
-    One(T),
-    Many(Vec<T>),
+struct Hashed<T> {
+    hash: u64,
+    record: T,
 }
 
-impl<T> Slot<T> {
-    fn records(&self) -> &[T] {
-        match self {
-            Self::One(record) => std::slice::from_ref(record),
-            Self::Many(records) => records,
-        }
-    }
+const PAGE_BUCKETS: usize = 16;
+const BUCKET_RECORDS: usize = 4; // On average, when full; one more bucket is opened then.
 
-    fn records_mut(&mut self) -> &mut [T] {
-        match self {
-            Self::One(record) => std::slice::from_mut(record),
-            Self::Many(records) => records,
+impl<T> Clone for Table<T> {
+    fn clone(&self) -> Self {
+        Self {
+            pages: self.pages.clone(),
+            buckets: self.buckets,
+            len: self.len,
         }
     }
 }
@@ -55,7 +54,8 @@ impl<T> Slot<T> {
 impl<T> Default for Table<T> {
     fn default() -> Self {
         Self {
-            slots: CowMap::default(),
+            pages: Vec::new(),
+            buckets: 0,
             len: 0,
         }
     }
@@ -66,9 +66,34 @@ impl<T: Named + Clone> Table<T> {
         self.len
     }
 
+    /// Where the bucket of a hash stands: as many of its bits as there are buckets, one less where the split has not come.
+    fn place(&self, hash: u64) -> (usize, usize) {
+        let mask = self.buckets.next_power_of_two() - 1;
+        let hash = hash as usize;
+        let full = hash & mask;
+        let bucket = if full < self.buckets {
+            full
+        } else {
+            hash & mask >> 1
+        };
+        (bucket / PAGE_BUCKETS, bucket % PAGE_BUCKETS)
+    }
+
+    fn bucket(&self, hash: u64) -> Option<&Vec<Hashed<T>>> {
+        let (page, nth) = self.place(hash);
+        Some(&self.pages.get(page)?[nth])
+    }
+
+    fn bucket_mut(&mut self, hash: u64) -> Option<&mut Vec<Hashed<T>>> {
+        let (page, nth) = self.place(hash);
+        Some(&mut Arc::make_mut(self.pages.get_mut(page)?)[nth])
+    }
+
     pub fn get(&self, name: &T::Name) -> Option<&T> {
-        let records = self.slots.get(&T::hash(name))?.records();
-        records.iter().find(|record| record.name() == name)
+        let hash = T::hash(name);
+        let mut known = self.bucket(hash)?.iter();
+        let found = known.find(|known| known.hash == hash && known.record.name() == name);
+        found.map(|found| &found.record)
     }
 
     pub fn contains(&self, name: &T::Name) -> bool {
@@ -76,57 +101,68 @@ impl<T: Named + Clone> Table<T> {
     }
 
     pub fn get_mut(&mut self, name: &T::Name) -> Option<&mut T> {
-        let records = self.slots.get_mut(&T::hash(name))?.records_mut();
-        records.iter_mut().find(|record| record.name() == name)
+        let hash = T::hash(name);
+        let mut known = self.bucket_mut(hash)?.iter_mut();
+        let found = known.find(|known| known.hash == hash && known.record.name() == name);
+        found.map(|found| &mut found.record)
     }
 
     /// Returns the record that had this name before.
     pub fn insert(&mut self, record: T) -> Option<T> {
-        let hash = T::hash(record.name());
-        let Some(slot) = self.slots.get_mut(&hash) else {
-            self.slots.insert(hash, Slot::One(record));
-            self.len += 1;
-            return None;
-        };
-        if let Some(known) = slot
-            .records_mut()
-            .iter_mut()
-            .find(|known| known.name() == record.name())
-        {
+        if let Some(known) = self.get_mut(record.name()) {
             return Some(std::mem::replace(known, record));
         }
-        let mut records = slot.records().to_vec();
-        let at = records.partition_point(|known| known.name() < record.name());
-        records.insert(at, record);
-        *slot = Slot::Many(records);
         self.len += 1;
+        if self.len > self.buckets * BUCKET_RECORDS {
+            self.split();
+        }
+        let hash = T::hash(record.name());
+        if let Some(bucket) = self.bucket_mut(hash) {
+            bucket.push(Hashed { hash, record });
+        }
         None
+    }
+
+    /// Opens the next bucket, and moves those records there whose hashes are meant for it.
+    fn split(&mut self) {
+        if self.buckets.is_multiple_of(PAGE_BUCKETS) {
+            self.pages
+                .push(Arc::new(std::array::from_fn(|_| Vec::new())));
+        }
+        let opened = self.buckets;
+        let before = if opened == 0 {
+            Vec::new()
+        } else {
+            let from = opened - (1 << opened.ilog2());
+            let page = Arc::make_mut(&mut self.pages[from / PAGE_BUCKETS]);
+            std::mem::take(&mut page[from % PAGE_BUCKETS])
+        };
+        self.buckets += 1;
+        for known in before {
+            if let Some(bucket) = self.bucket_mut(known.hash) {
+                bucket.push(known);
+            }
+        }
     }
 
     pub fn remove(&mut self, name: &T::Name) -> Option<T> {
         let hash = T::hash(name);
-        let removed = match self.slots.get_mut(&hash)? {
-            Slot::One(record) if record.name() == name => None,
-            Slot::One(_) => return None,
-            Slot::Many(records) => {
-                let at = records.iter().position(|record| record.name() == name)?;
-                Some((records.remove(at), records.is_empty()))
-            }
-        };
+        let bucket = self.bucket_mut(hash)?;
+        let at = bucket
+            .iter()
+            .position(|known| known.hash == hash && known.record.name() == name)?;
+        let removed = bucket.swap_remove(at);
         self.len -= 1;
-        let (record, is_last) = match removed {
-            Some((record, is_last)) => (Some(record), is_last),
-            None => (None, true),
-        };
-        let slot = is_last.then(|| self.slots.remove(&hash)).flatten();
-        match (record, slot) {
-            (Some(record), _) | (None, Some(Slot::One(record))) => Some(record),
-            (None, Some(Slot::Many(_)) | None) => None,
+        if self.len == 0 {
+            *self = Self::default();
         }
+        Some(removed.record)
     }
 
+    /// In an order that depends on what the table held before: whoever lets it show sorts first.
     pub fn values(&self) -> impl Iterator<Item = &T> {
-        self.slots.values().flat_map(|slot| slot.records())
+        let buckets = self.pages.iter().flat_map(|page| page.iter());
+        buckets.flatten().map(|known| &known.record)
     }
 }
 
@@ -184,18 +220,60 @@ mod tests {
                 assert_eq!(table.get(name), Some(&Record(*name, *value)));
             }
             let mut names: Vec<u64> = table.values().map(|record| record.0).collect();
-            assert!(names.is_sorted_by_key(|name| (name % 3, *name)));
             names.sort_unstable();
             assert!(names.iter().eq(model.keys()));
         }
     }
 
+    #[derive(Clone)]
+    struct Spread(u64);
+
+    impl Named for Spread {
+        type Name = u64;
+        fn name(&self) -> &u64 {
+            &self.0
+        }
+        fn hash(name: &u64) -> u64 {
+            spread(&name.to_le_bytes())
+        }
+    }
+
     #[test]
-    fn names_that_differ_little_are_spread_over_all_bits() {
+    fn every_record_is_found_while_the_table_grows_and_a_clone_never_changes() {
+        let mut table = Table::default();
+        let mut clones = Vec::new();
+        for name in 0..5_000 {
+            table.insert(Spread(name));
+            if name % 7 == 0 {
+                assert!(table.remove(&(name / 2)).is_some() || name / 2 % 7 == 0);
+            }
+            if name % 499 == 0 {
+                let held: Vec<u64> = table.values().map(|record| record.0).collect();
+                assert!(held.iter().all(|name| table.contains(name)));
+                assert_eq!(held.len(), table.len());
+                clones.push((table.clone(), held));
+            }
+        }
+        for (clone, held) in clones {
+            assert!(clone.values().map(|record| record.0).eq(held));
+        }
+        let most = table
+            .pages
+            .iter()
+            .flat_map(|page| page.iter())
+            .map(Vec::len);
+        assert!(
+            most.max() < Some(8 * BUCKET_RECORDS),
+            "no bucket has them all"
+        );
+    }
+
+    #[test]
+    fn names_that_differ_little_are_spread_over_the_lowest_bits() {
         let mut tops = [0_u32; 16];
         for n in 0..16_000 {
             let name = format!("inv-{n:09}");
-            tops[(spread(name.as_bytes()) >> 60) as usize] += 1;
+            tops[(spread(name.as_bytes()) % 16) as usize] += 1;
         }
         assert!(
             tops.iter().all(|top| (800..1_200).contains(top)),

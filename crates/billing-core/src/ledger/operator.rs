@@ -112,7 +112,8 @@ impl Ledger {
         self.jump_tokens();
         self.scalars.charges_allowed = false;
         self.scalars.grants_from = self.scalars.now.plus(self.config.ttl_max.get());
-        let sessions: Vec<SessionId> = self.sessions.values().map(|open| open.id).collect();
+        let mut sessions: Vec<SessionId> = self.sessions.values().map(|open| open.id).collect();
+        sessions.sort_unstable(); // The order shows in the audit log.
         for session in &sessions {
             self.leave_queues(*session);
         }
