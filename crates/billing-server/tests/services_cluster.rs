@@ -293,7 +293,11 @@ async fn a_status_tells_of_disk_clock_and_waiters() -> Result<()> {
         Ok(told.into_inner())
     };
     let mut leases = cluster.leases(0)?;
-    let held = common::lease(leases.acquire_lease(common::acquire("inv-1", "ana")).await?)?;
+    let held = common::lease(
+        leases
+            .acquire_lease(common::acquire("inv-1", "ana"))
+            .await?,
+    )?;
     let waiting = v1::AcquireLeaseRequest {
         wait_ms: 60_000,
         ..common::acquire("inv-1", "ben")
@@ -309,7 +313,10 @@ async fn a_status_tells_of_disk_clock_and_waiters() -> Result<()> {
     let here = std::time::UNIX_EPOCH.elapsed()?.as_secs();
     assert!(here.abs_diff(u64::try_from(wall)?) < 30, "{wall} at {here}");
     assert!(!told.wall_clock_alarm);
-    cluster.leases(0)?.release_lease(common::release(&held)).await?;
+    cluster
+        .leases(0)?
+        .release_lease(common::release(&held))
+        .await?;
     waiting.await??;
     assert_eq!(status().await?.waiters, 0);
     cluster.stop().await;

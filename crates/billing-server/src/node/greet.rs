@@ -274,7 +274,9 @@ async fn round(node: &Inner) {
 /// and closing goes by it.
 fn compare_wall(node: &Inner, offsets: &[i64]) {
     let Some(correction) = wall_correction(offsets, WALL_OFF_MAX_MS) else {
-        tracing::warn!("the members' wall clocks differ, and as many say one time as another: correct them");
+        tracing::warn!(
+            "the members' wall clocks differ, and as many say one time as another: correct them"
+        );
         return;
     };
     if correction != 0 {
