@@ -10,7 +10,7 @@ BENCH ?= all
 SCENARIO ?= smoke
 SEED ?= 1
 
-.PHONY: help build check fix test demo cluster bench bench-peers bench-crowd etcd sim-one clean
+.PHONY: help build check fix test demo cluster bench bench-peers bench-crowd bench-failover etcd sim-one clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -48,6 +48,9 @@ bench-peers: build bench-binary ## the same load on etcd, turn by turn (make etc
 
 bench-crowd: build bench-binary ## 100,000 sessions, 10,000 waiters on one invoice, 100,000 leases that expire at once
 	@target/release/billing-bench crowd --json target/bench-crowd.json
+
+bench-failover: build bench-binary ## how long nobody can acquire when the leader is killed, stopped or cut off (RUNS=20; KIND=kill,stop without root)
+	@target/release/billing-bench failover --runs $(or $(RUNS),20) $(if $(KIND),--kind $(KIND)) --json target/bench-failover.json
 
 .PHONY: bench-binary
 bench-binary:

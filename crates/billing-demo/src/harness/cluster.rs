@@ -31,6 +31,18 @@ pub struct ClusterOptions {
     pub flags: Vec<String>,
     /// More flags for the first start of a new cluster.
     pub founding_flags: Vec<String>,
+    /// Where each node lives; empty: all on 127.0.0.1, in our own network.
+    pub homes: Vec<Home>,
+}
+
+/// The place of one node, where it is not beside us.
+#[derive(Debug, Clone)]
+pub struct Home {
+    /// The host that others reach it at.
+    pub host: String,
+    /// What starts a program there: a command and its arguments, which are followed by the program's own. It must turn into
+    /// the program, not start it beside itself.
+    pub enter: Vec<String>,
 }
 
 impl ClusterOptions {
@@ -43,6 +55,7 @@ impl ClusterOptions {
             to_terminal: false,
             flags: Vec::new(),
             founding_flags: Vec::new(),
+            homes: Vec::new(),
         }
     }
 }
@@ -93,7 +106,15 @@ impl Cluster {
 
     /// The command line of one node.
     pub fn command(&self, id: usize, bootstrap: bool) -> Result<Command> {
-        let mut command = Command::new(binary("billingd")?);
+        let program = binary("billingd")?;
+        let mut command = match self.home(id).and_then(|home| home.enter.split_first()) {
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(program);
+                command
+            }
+            None => Command::new(program),
+        };
         command
             .arg("run")
             .args(["--node-id", &id.to_string()])
@@ -136,13 +157,21 @@ impl Cluster {
         &self.options.folder
     }
 
+    fn home(&self, id: usize) -> Option<&Home> {
+        self.options.homes.get(id - 1)
+    }
+
+    fn host(&self, id: usize) -> &str {
+        self.home(id).map_or("127.0.0.1", |home| &home.host)
+    }
+
     /// `host:port` for clients.
     pub fn endpoint(&self, id: usize) -> String {
-        format!("127.0.0.1:{}", self.client_ports[id - 1])
+        format!("{}:{}", self.host(id), self.client_ports[id - 1])
     }
 
     fn raft_address(&self, id: usize) -> String {
-        format!("127.0.0.1:{}", self.raft_ports[id - 1])
+        format!("{}:{}", self.host(id), self.raft_ports[id - 1])
     }
 
     /// What `--peers` of every node says.

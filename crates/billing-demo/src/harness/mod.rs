@@ -5,6 +5,6 @@ mod cluster;
 mod ports;
 mod process;
 
-pub use cluster::{Cluster, ClusterOptions, NodeView};
+pub use cluster::{Cluster, ClusterOptions, Home, NodeView};
 pub use ports::free_ports;
 pub use process::{Output, Process, Signal, binary};
