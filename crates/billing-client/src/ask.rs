@@ -16,7 +16,7 @@ use tonic::{Response, Status, transport::Channel};
 
 use crate::{cluster::missing, pipe::Manner};
 
-pub(crate) trait Ask: Clone + Send + 'static {
+pub(crate) trait Ask: Clone + Send + Sync + 'static {
     /// The method's name, for people.
     const METHOD: &'static str;
     type Answer: Send + 'static;

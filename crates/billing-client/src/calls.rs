@@ -5,7 +5,7 @@
 use std::{future::Future, time::Duration};
 
 use billing_env::{BootTime, Clock, MonoTime};
-use billing_proto::Failure;
+use billing_proto::{Failure, status::not_applied};
 use tonic::{Code, Response, Status, transport::Channel};
 
 use crate::{Client, ask::Ask, nodes::Node, pipe::Heard};
@@ -123,10 +123,9 @@ impl Client {
     ) -> Result<Answered<A::Answer>, Failure> {
         let nodes = &self.inner.nodes;
         let pick = || nodes.pick_with_pipe();
-        let attempt = |node: Node, patience| {
-            let request = request.clone();
-            async move { self.together(&node, patience, request).await }
-        };
+        let request = &request;
+        let attempt =
+            |node: Node, patience| async move { self.together(&node, patience, request).await };
         self.attempts(A::METHOD, repeat, budget, pick, attempt)
             .await
     }
@@ -149,10 +148,7 @@ impl Client {
                 };
             }
             Some(Err(status)) => status,
-            None => Status::deadline_exceeded(format!(
-                "{what}: no answer from {} within {patience:?}",
-                node.address
-            )),
+            None => Status::deadline_exceeded(no_answer(what, node, patience)),
         };
         let pointed_elsewhere = nodes.learn(status.metadata());
         Attempt {
@@ -166,7 +162,7 @@ impl Client {
         &self,
         node: &Node,
         patience: Duration,
-        request: A,
+        request: &A,
     ) -> Attempt<A::Answer> {
         let nodes = &self.inner.nodes;
         let clock = &*self.inner.env.clock;
@@ -189,11 +185,23 @@ impl Client {
                         pointed_elsewhere: false,
                     };
                 }
+                Heard::Late { has_left } => {
+                    let late = no_answer(A::METHOD, node, patience);
+                    let failure = if has_left {
+                        Failure::Unknown(Status::deadline_exceeded(late))
+                    } else {
+                        Failure::NotApplied(not_applied(format!("{late}, and it has not left")))
+                    };
+                    return Attempt {
+                        result: Err(failure),
+                        pointed_elsewhere: false,
+                    };
+                }
                 Heard::NotSpoken => nodes.has_no_pipe(node),
             }
         }
         let left = left(clock, begun_at, patience);
-        let sent = request.call(node.channel.clone());
+        let sent = request.clone().call(node.channel.clone());
         self.alone(A::METHOD, node, left, sent).await
     }
 
@@ -288,6 +296,13 @@ impl Client {
             clock.sleep(pause).await;
         }
     }
+}
+
+fn no_answer(what: &str, node: &Node, patience: Duration) -> String {
+    format!(
+        "{what}: no answer from {} within {patience:?}",
+        node.address
+    )
 }
 
 fn note(what: &str, node: &Node, status: &Status) {

@@ -45,6 +45,10 @@ struct Handle {
 }
 
 /// What one request brought.
+#[allow(
+    clippy::large_enum_variant,
+    reason = "nearly always the answer; a box would cost each of them an allocation"
+)]
 pub(crate) enum Heard {
     /// The node's answer, and whom it names as the leader; empty: itself, or it does not say.
     Told {
@@ -53,6 +57,11 @@ pub(crate) enum Heard {
     },
     /// This node has no Pipeline (an older one): nothing was done.
     NotSpoken,
+    /// Out of patience.
+    Late {
+        /// Otherwise the connection never took it.
+        has_left: bool,
+    },
     Failed(Failure),
 }
 
@@ -139,7 +148,7 @@ impl Pipe {
         let shared = &self.handle.shared;
         let (tag, answer) = match shared.queue(wanted, manner) {
             Ok(queued) => queued,
-            Err(refused) => return refused,
+            Err(refused) => return *refused,
         };
         let mut asking = Asking {
             shared,
@@ -157,12 +166,9 @@ impl Pipe {
             }
             None => {
                 asking.open = false;
-                let late = format!("no answer within {patience:?}");
-                Heard::Failed(if shared.give_up(tag) {
-                    Failure::NotApplied(not_applied(format!("{late}, and it has not left")))
-                } else {
-                    Failure::Unknown(Status::deadline_exceeded(late))
-                })
+                Heard::Late {
+                    has_left: !shared.give_up(tag),
+                }
             }
         }
     }
@@ -215,27 +221,27 @@ impl Shared {
         &self,
         wanted: Wanted,
         manner: Manner,
-    ) -> Result<(u64, oneshot::Receiver<Heard>), Heard> {
+    ) -> Result<(u64, oneshot::Receiver<Heard>), Box<Heard>> {
         let request = v1::PipelineRequest {
             tag: u64::MAX,
             request: Some(wanted),
         };
         let bytes = request.encoded_len();
         let Some(wanted) = request.request else {
-            return Err(Heard::NotSpoken);
+            return Err(Box::new(Heard::NotSpoken));
         };
         if bytes > REQUEST_BYTES_MAX {
-            return Err(Heard::Failed(Failure::NotApplied(Status::out_of_range(
-                format!("the request has {bytes} bytes, the bound is {REQUEST_BYTES_MAX}"),
-            ))));
+            let large = format!("the request has {bytes} bytes, the bound is {REQUEST_BYTES_MAX}");
+            let failure = Failure::NotApplied(Status::out_of_range(large));
+            return Err(Box::new(Heard::Failed(failure)));
         }
         self.change(|state| {
             if let Some(end) = &state.end {
-                return Err(end.of_unsent());
+                return Err(Box::new(end.of_unsent()));
             }
             if state.urgent.len() + state.others.len() >= QUEUED_MAX {
                 let full = queue_full("requests of this client queued for one node", QUEUED_MAX);
-                return Err(Heard::Failed(Failure::NotApplied(full)));
+                return Err(Box::new(Heard::Failed(Failure::NotApplied(full))));
             }
             state.tag_last += 1;
             let tag = state.tag_last;
@@ -319,15 +325,14 @@ impl Shared {
     }
 
     fn end(&self, end: End) {
-        let (sent, unsent) = {
-            let mut state = self.state();
+        let (sent, unsent) = self.change(|state| {
             state.end = Some(end.clone());
             state.cancelled.clear();
             state.answering = 0;
             let unsent = std::mem::take(&mut state.urgent).into_iter();
             let unsent: Vec<_> = unsent.chain(std::mem::take(&mut state.others)).collect();
             (std::mem::take(&mut state.sent), unsent)
-        };
+        });
         for sent in sent.into_values() {
             let _ = sent.answer.send(end.of_sent());
         }
@@ -340,6 +345,7 @@ impl Shared {
 impl State {
     fn has_work(&self) -> bool {
         self.closing
+            || self.end.is_some()
             || !self.cancelled.is_empty()
             || !self.urgent.is_empty()
             || (!self.others.is_empty() && self.answering < ON_THEIR_WAY_MAX)
@@ -435,7 +441,7 @@ impl Stream for Requests {
             return Poll::Ready(Some(next));
         }
         if state.closing || state.end.is_some() {
-            return Poll::Ready(None);
+            return Poll::Ready(None); // Nothing was queued since.
         }
         if !state
             .writer
