@@ -75,14 +75,12 @@ fn main() {
         took / 1_000_000
     );
 
-    let before = resident();
     let prize = InvoiceId::new("prize").expect("short");
     crowd.many(1, |_| acquire(1 << 40, prize.clone(), 300_000, 0));
     let took = crowd.many(WAITERS, |n| {
         acquire((1 << 41) + n, prize.clone(), 300_000, 300_000)
     });
     println!("{WAITERS} join one queue: {} ns each", took / WAITERS);
-    say_bytes("waiter with a session of its own", before, WAITERS);
     let took = crowd.many(WAITERS / 2, |n| {
         Command::WithdrawWaiter(WithdrawWaiter {
             session: SessionId::new(id16((1 << 41) + 2 * n)),
