@@ -287,8 +287,8 @@ async fn what_cannot_be_given_back_now_is_given_back_later() -> anyhow::Result<(
     let fake = Fake::start(1).await?;
     let client = fake
         .builder()
-        .attempt(Duration::from_millis(50))
-        .deadline(Duration::from_millis(100))
+        .attempt(Duration::from_millis(250))
+        .deadline(Duration::from_millis(500))
         .build()?;
     let session = client.open_session(SessionOptions::new("ana", TTL)).await?;
     let dropped = session.acquire("inv-1", AcquireOptions::default()).await?;
