@@ -148,6 +148,7 @@ fn help() {
         "lease renew",
         "lease get",
         "lease list",
+        "lease watch",
         "lease force-release",
         "invoice",
         "invoice submit",
@@ -214,6 +215,24 @@ fn lease() {
             0,
             "lease force-release inv-free --reason worker_is_gone -o json",
         )
+        .check();
+}
+
+#[test]
+fn watch() {
+    Transcript::new("watch")
+        .run(0, "lease watch --count 3")
+        .run(0, "lease watch --count 3 -o json")
+        .run(0, "lease watch inv-7 --from 4714 --count 1 -o name")
+        .run(0, "lease watch --list --count 1")
+        .run(0, "lease watch inv-7 --list --count 2")
+        .run(1, "lease watch --from 7")
+        .run(2, "lease watch --from 0")
+        .run(2, "lease watch --from 7 --list")
+        .on(0, "lease watch --count 2", &columns(60))
+        .check();
+    Transcript::of("watch-unreachable", Script::default())
+        .run(2, "lease watch")
         .check();
 }
 
@@ -349,8 +368,9 @@ fn members() {
 #[test]
 fn bench() {
     Transcript::new("bench")
-        .timed(0, "bench --seconds 1 --callers 2")
+        .timed(0, "bench --seconds 1 --callers 2 --mode unary")
         .timed(0, "bench --seconds 1 --callers 2 -o json")
+        .timed(0, "bench --seconds 1 --callers 1 --mode batch")
         .run(2, "bench --callers 0")
         .run(2, "bench --seconds 10s")
         .check();

@@ -1,6 +1,9 @@
 //! The cluster as the script has it: well or ill, and what it says to changes of its members.
 
-use billing_core::MembershipReason;
+use billing_core::{
+    MembershipReason,
+    limits::{SESSIONS_OPEN_MAX, WAITERS_PER_INVOICE_MAX},
+};
 
 use super::*;
 
@@ -24,6 +27,54 @@ fn stamp(ms: u64) -> Timestamp {
         seconds: (ms / 1_000) as i64,
         nanos: (ms % 1_000 * 1_000_000) as i32,
     }
+}
+
+/// A ledger that was founded, and knows one invoice.
+pub fn backup_parts() -> Vec<v1::BackupResponse> {
+    use billing_core::{
+        Actor, AmountMinor, Bootstrap, ClusterTime, Command, Config, Currency, CustomerId,
+        InvoiceId, Ledger, LedgerId, Priority, Stamp, SubmitInvoice, WallTime,
+    };
+    let bootstrap = Bootstrap {
+        ledger_id: LedgerId::new("demo").expect("an id"),
+        no_prior_charges: true,
+    };
+    let submit = SubmitInvoice {
+        invoice: InvoiceId::new("inv-7").expect("an id"),
+        customer: CustomerId::new("cus-0042").expect("an id"),
+        amount: AmountMinor::new(1_250).expect("a sum"),
+        currency: Currency::try_from("EUR".to_owned()).expect("a currency"),
+        due_at: None,
+        priority: Priority::new(0).expect("none"),
+    };
+    let mut ledger = Ledger::new(Config::default());
+    for command in [
+        Command::Bootstrap(bootstrap),
+        Command::SubmitInvoice(submit),
+    ] {
+        let stamp = Stamp {
+            base: ClusterTime(0),
+            elapsed_ms: 1_000,
+            wall: WallTime(NOW_MS),
+        };
+        let applied = ledger.apply(stamp, &[(Actor::ledger(), command)]);
+        assert!(applied.results.iter().all(Result::is_ok));
+    }
+    let mut bytes = Vec::new();
+    ledger.write_to(&mut bytes).expect("memory");
+    let (mut composer, first) = billing_proto::backup::Composer::begin(v1::BackupHeader {
+        ledger_format: u32::from(Ledger::FORMAT),
+        ledger_id: "demo".to_owned(),
+        applied_index: LOG_END,
+        cluster_time_ms: 1_000,
+        wall_time: Some(stamp(NOW_MS)),
+        node_id: 1,
+        version: "0.1.0".to_owned(),
+        state_hash: ledger.state_hash().to_vec(),
+        ..Default::default()
+    });
+    let chunk = composer.chunk(bytes);
+    vec![first, chunk, composer.end()]
 }
 
 impl Node {
@@ -72,8 +123,8 @@ impl Node {
                     count(v1::InvoiceStatus::InDoubt, 3),
                     count(v1::InvoiceStatus::Review, 1),
                 ],
-                sessions: 99_000,
-                waiters: 1_000,
+                sessions: SESSIONS_OPEN_MAX as u64 - 1,
+                waiters: WAITERS_PER_INVOICE_MAX as u64,
                 first_log_index: 1,
                 last_log_index: 3_000_000,
                 committed_index: 3_000_000,
@@ -331,7 +382,13 @@ impl ClusterService for Node {
         &self,
         _: Request<v1::TakeSnapshotRequest>,
     ) -> Result<Response<v1::TakeSnapshotResponse>, Status> {
-        unscripted()
+        match self.id {
+            3 => Err(not_applied("the node is stopping")),
+            _ => Ok(Response::new(v1::TakeSnapshotResponse {
+                index: LOG_END,
+                bytes: 187_654_321,
+            })),
+        }
     }
 
     type BackupStream = BoxStream<'static, Result<v1::BackupResponse, Status>>;
@@ -340,6 +397,11 @@ impl ClusterService for Node {
         &self,
         _: Request<v1::BackupRequest>,
     ) -> Result<Response<Self::BackupStream>, Status> {
-        unscripted()
+        let mut parts = backup_parts();
+        if self.script.torn {
+            parts.pop();
+        }
+        let parts = parts.into_iter().map(Ok);
+        Ok(Response::new(Box::pin(futures::stream::iter(parts))))
     }
 }

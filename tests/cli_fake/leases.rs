@@ -116,15 +116,32 @@ impl LeaseService for Node {
 
     async fn acquire_leases(
         &self,
-        _: Request<v1::AcquireLeasesRequest>,
+        request: Request<v1::AcquireLeasesRequest>,
     ) -> Answer<v1::AcquireLeasesResponse> {
-        unscripted()
+        use v1::acquire_leases_response::{Item, item::Result as Of};
+        let items = request.into_inner().items.into_iter().map(|item| Item {
+            result: Some(Of::Granted(v1::AcquireLeaseResponse {
+                lease: Some(lease(&item.invoice_id)),
+                open_attempt: None,
+            })),
+        });
+        Ok(Response::new(v1::AcquireLeasesResponse {
+            items: items.collect(),
+        }))
     }
     async fn release_leases(
         &self,
-        _: Request<v1::ReleaseLeasesRequest>,
+        request: Request<v1::ReleaseLeasesRequest>,
     ) -> Answer<v1::ReleaseLeasesResponse> {
-        unscripted()
+        use v1::release_leases_response::{Item, item::Result as Of};
+        let items = request.into_inner().items.into_iter().map(|item| Item {
+            result: Some(Of::Released(v1::ReleaseLeaseResponse {
+                was_current: item.token == TOKEN,
+            })),
+        });
+        Ok(Response::new(v1::ReleaseLeasesResponse {
+            items: items.collect(),
+        }))
     }
     async fn renew_leases(
         &self,
@@ -186,9 +203,57 @@ impl LeaseService for Node {
 
     async fn watch_leases(
         &self,
-        _: Request<v1::WatchLeasesRequest>,
+        request: Request<v1::WatchLeasesRequest>,
     ) -> Result<Response<Self::WatchLeasesStream>, Status> {
-        unscripted()
+        use v1::watch_leases_response::Part;
+        let v1::WatchLeasesRequest {
+            invoice_id,
+            from_index,
+        } = request.into_inner();
+        if (1..100).contains(&from_index) {
+            return Err(refused(&Rejection::IndexPurged {
+                requested: from_index,
+                oldest: 100,
+            }));
+        }
+        let next_index = if from_index == 0 { 4_712 } else { from_index };
+        let event = |index, kind: v1::LeaseEventKind, id: &str, what: &str| v1::LeaseEvent {
+            index,
+            kind: kind.into(),
+            invoice_id: id.to_owned(),
+            token: TOKEN,
+            holder: "ana@desk".into(),
+            cluster_time_ms: index * 1_000,
+            what: what.to_owned(),
+        };
+        let events = [
+            event(4_713, v1::LeaseEventKind::Granted, "inv-7", "acquired"),
+            event(
+                4_720,
+                v1::LeaseEventKind::Granted,
+                "inv-8-rather-long",
+                "acquired",
+            ),
+            event(4_731, v1::LeaseEventKind::Ended, "inv-7", "released"),
+        ];
+        let parts: Vec<Part> = std::iter::once(Part::Progress(v1::WatchProgress { next_index }))
+            .chain(
+                events
+                    .into_iter()
+                    .filter(|event| event.index >= next_index)
+                    .filter(|event| invoice_id.is_empty() || event.invoice_id == invoice_id)
+                    .map(Part::Event),
+            )
+            .collect();
+        let parts = parts
+            .into_iter()
+            .map(|part| Ok(v1::WatchLeasesResponse { part: Some(part) }));
+        // Nothing more happens, and the watch goes on.
+        Ok(Response::new(
+            futures::stream::iter(parts)
+                .chain(futures::stream::pending())
+                .boxed(),
+        ))
     }
 
     type PipelineStream = BoxStream<'static, Result<v1::PipelineResponse, Status>>;

@@ -18,13 +18,15 @@ use std::{
 };
 
 use billing_core::{
-    CHAIN_START, FencingToken, HolderId, InvoiceId, Reference, Rejection, chain_hash,
+    AmountMinor, AuditRecord, CHAIN_START, ClusterTime, FencingToken, HolderId, IdempotencyKey,
+    InvoiceId, Reference, Rejection, SessionId, WallTime, What, chain_hash,
 };
 use billing_env::{
     BootTime, BoxFuture, BoxIo, Clock, Env, Listener, MonoTime, Net, NoPauses, RandomSource,
     RealClock,
 };
 use billing_proto::{
+    convert::timestamp,
     status::{not_applied, outcome_unknown, refused},
     v1::{
         self, charge_service_server::*, cluster_service_server::*, invoice_service_server::*,
@@ -363,63 +365,69 @@ fn state(id: &str, status: v1::InvoiceStatus) -> v1::GetInvoiceResponse {
     }
 }
 
-/// The ledger's form of a record's bytes, as its reader recomputes them.
+/// Records as a ledger makes them; the forged one shows something else than was hashed.
 fn records(count: u64, forged: Option<u64>) -> Vec<v1::AuditRecord> {
     let mut previous = CHAIN_START;
     let mut records = Vec::new();
     for index in 1..=count {
-        let (what, invoice, token, key, detail) = match index % 3 {
+        let (what, key) = match index % 3 {
             1 => (
-                "submitted",
-                "inv-7",
-                0,
-                String::new(),
-                "1250 EUR owed by cus-0042",
+                What::Submitted {
+                    customer: "cus-0042".parse().expect("an id"),
+                    amount: AmountMinor::new(1_250).expect("a sum"),
+                    currency: "EUR".to_owned().try_into().expect("a currency"),
+                },
+                None,
             ),
-            2 => ("acquired", "inv-7", TOKEN, String::new(), "by ana@desk"),
-            _ => ("begun", "inv-7", TOKEN, "demo.1.inv-7".to_owned(), ""),
+            2 => (
+                What::Acquired {
+                    session: SessionId::from_slice(&SESSION).expect("16 bytes"),
+                    holder: HolderId::new("ana@desk").expect("a name"),
+                },
+                None,
+            ),
+            _ => (
+                What::Begun,
+                Some(IdempotencyKey::parse("demo.1.inv-7").expect("a key")),
+            ),
         };
-        let wall_ms = 1_795_366_800_000 + index * 1_000;
-        let mut canonical = Vec::new();
-        canonical.extend_from_slice(&index.to_le_bytes());
-        canonical.extend_from_slice(&(index * 1_000).to_le_bytes());
-        canonical.extend_from_slice(&wall_ms.to_le_bytes());
-        let text = |text: &str, into: &mut Vec<u8>| {
-            into.extend_from_slice(&(text.len() as u64).to_le_bytes());
-            into.extend_from_slice(text.as_bytes());
+        let mut record = AuditRecord {
+            index,
+            at: ClusterTime(index * 1_000),
+            wall: WallTime(1_795_366_800_000 + index * 1_000),
+            actor: "worker-1".parse().expect("a name"),
+            token: FencingToken(if index % 3 == 1 { 0 } else { TOKEN }),
+            what,
+            invoice: Some(invoice_id("inv-7")),
+            key,
+            hash: CHAIN_START,
         };
-        text("worker-1", &mut canonical);
-        text(what, &mut canonical);
-        canonical.push(1);
-        text(invoice, &mut canonical);
-        canonical.extend_from_slice(&token.to_le_bytes());
-        canonical.push(u8::from(!key.is_empty()));
-        if !key.is_empty() {
-            text(&key, &mut canonical);
-        }
-        let hash = chain_hash(&previous, &canonical);
+        let canonical = record.canonical();
+        record.hash = chain_hash(&previous, &canonical);
+        let is_forged = forged == Some(index);
         records.push(v1::AuditRecord {
             index,
-            cluster_time_ms: index * 1_000,
-            wall_time: Some(Timestamp {
-                seconds: (wall_ms / 1_000) as i64,
-                nanos: 0,
-            }),
-            actor: if forged == Some(index) {
-                "mallory".into()
+            cluster_time_ms: record.at.0,
+            wall_time: Some(timestamp(record.wall)),
+            actor: record.actor.to_string(),
+            what: record.what.word().into(),
+            invoice_id: "inv-7".into(),
+            token: record.token.0,
+            idempotency_key: record
+                .key
+                .as_ref()
+                .map(ToString::to_string)
+                .unwrap_or_default(),
+            detail: if is_forged {
+                "125 EUR owed by cus-0042".into()
             } else {
-                "worker-1".into()
+                record.what.detail()
             },
-            what: what.into(),
-            invoice_id: invoice.into(),
-            token,
-            idempotency_key: key,
-            detail: detail.into(),
             previous_hash: previous.to_vec(),
-            hash: hash.to_vec(),
+            hash: record.hash.to_vec(),
             canonical,
         });
-        previous = hash;
+        previous = record.hash;
     }
     records
 }

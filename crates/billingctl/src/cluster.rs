@@ -5,6 +5,7 @@ use std::{pin::Pin, time::Duration};
 
 use billing_client::{
     AcquireOptions, Backup, Client, FencingToken, LeaseGuard, Session, SessionOptions, Submitted,
+    WatchOptions, Watched,
 };
 use billing_env::Env;
 use billing_proto::{Failure, v1};
@@ -29,8 +30,17 @@ pub struct Cluster {
 }
 
 impl Cluster {
-    /// Connects to nothing yet.
+    /// Connects to nothing yet. Each request is a call of its own: most commands make one.
     pub fn connect(global: &Global, env: Env) -> Result<Cluster, Problem> {
+        Cluster::with(global, env, true)
+    }
+
+    /// As `connect`, for many requests at once: they share a stream.
+    pub fn connect_piped(global: &Global, env: Env) -> Result<Cluster, Problem> {
+        Cluster::with(global, env, false)
+    }
+
+    fn with(global: &Global, env: Env, unary_only: bool) -> Result<Cluster, Problem> {
         let endpoints = global.endpoints.clone();
         if endpoints.len() > ENDPOINTS_MAX {
             return Err(Problem::failed(
@@ -41,6 +51,7 @@ impl Cluster {
         let client = Client::builder()
             .endpoints(endpoints.iter().cloned())
             .env(env.clone())
+            .unary_only(unary_only)
             .deadline(global.timeout)
             // A node that hangs must leave time to ask another one.
             .attempt(global.timeout / 3)
@@ -160,6 +171,14 @@ impl Cluster {
     ) -> Result<v1::ListLeasesResponse, Problem> {
         self.told(self.client().await?.list_leases(request).await)
             .await
+    }
+
+    pub async fn watch_leases(&self, options: WatchOptions) -> Result<Told<'_, Watched>, Problem> {
+        let stream = Box::pin(self.client().await?.watch_leases(options));
+        Ok(Told {
+            cluster: self,
+            stream,
+        })
     }
 
     pub async fn force_release(
@@ -370,27 +389,27 @@ impl Cluster {
         &self,
         from_index: u64,
         limit: u64,
-    ) -> Result<AuditLog<'_>, Problem> {
-        let records = Box::pin(self.client().await?.read_audit_log(from_index, limit));
-        Ok(AuditLog {
+    ) -> Result<Told<'_, v1::AuditRecord>, Problem> {
+        let stream = Box::pin(self.client().await?.read_audit_log(from_index, limit));
+        Ok(Told {
             cluster: self,
-            records,
+            stream,
         })
     }
 }
 
-/// Audit records as they stream by.
-pub struct AuditLog<'a> {
+/// A stream of the client's, with every failure in words.
+pub struct Told<'a, T> {
     cluster: &'a Cluster,
-    records: Pin<Box<dyn Stream<Item = Result<v1::AuditRecord, Failure>> + Send>>,
+    stream: Pin<Box<dyn Stream<Item = Result<T, Failure>> + Send>>,
 }
 
-impl AuditLog<'_> {
+impl<T> Told<'_, T> {
     /// None: that was the last one.
-    pub async fn next(&mut self) -> Result<Option<v1::AuditRecord>, Problem> {
-        match self.records.next().await {
+    pub async fn next(&mut self) -> Result<Option<T>, Problem> {
+        match self.stream.next().await {
             None => Ok(None),
-            Some(record) => self.cluster.told(record).await.map(Some),
+            Some(item) => self.cluster.told(item).await.map(Some),
         }
     }
 }

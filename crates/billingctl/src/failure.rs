@@ -213,8 +213,7 @@ fn next_after(rejection: &Rejection) -> String {
         }
         Rejection::Overloaded { .. } => "repeat later".to_owned(),
         Rejection::IndexPurged { .. } => {
-            "see what stands: billingctl lease list; then watch from now on, without --from"
-                .to_owned()
+            "begin anew with what stands now: billingctl lease watch --list".to_owned()
         }
         Rejection::MembershipRefused { node, reason, .. } => membership_next(*node, *reason),
         _ => String::new(),

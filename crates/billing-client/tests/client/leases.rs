@@ -133,6 +133,34 @@ async fn an_acquire_that_nobody_answered_holds_nothing_for_long() -> anyhow::Res
 }
 
 #[tokio::test]
+async fn who_exits_after_a_lost_acquire_can_wait_until_nothing_is_held() -> anyhow::Result<()> {
+    let fake = Fake::start(1).await?;
+    let client = fake
+        .builder()
+        .attempt(Duration::from_millis(100))
+        .deadline(Duration::from_millis(250))
+        .build()?;
+    assert!(client.given_back(SECOND).await, "nothing was lost yet");
+    let lose_one = async || {
+        fake.cluster
+            .fail_always("AcquireLease", Some(Fault::HangAfter));
+        let options = AcquireOptions::default().ttl(TTL);
+        let lost = client.acquire("inv-7", "ana", options).await;
+        assert!(matches!(lost, Err(Failure::Unknown(_))), "{lost:?}");
+    };
+    lose_one().await;
+    assert!(client.given_back(10 * SECOND).await);
+    assert!(fake.cluster.lease("inv-7")?.is_none());
+    // And is told when it was in vain.
+    fake.cluster
+        .fail_always("ReleaseLease", Some(Fault::LoseRequest));
+    lose_one().await;
+    assert!(!client.given_back(10 * SECOND).await);
+    assert!(fake.cluster.lease("inv-7")?.is_some());
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_request_that_was_lost_on_the_way_is_refused_when_it_comes_late() -> anyhow::Result<()> {
     let fake = Fake::start(1).await?;
     let client = fake

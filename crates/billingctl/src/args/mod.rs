@@ -8,7 +8,7 @@ use std::{ffi::OsString, path::PathBuf, time::Duration};
 use clap::{Args, Parser, Subcommand, ValueEnum};
 use clap_complete::Shell;
 
-pub use bench::Bench;
+pub use bench::{Bench, Mode};
 pub use cluster::{Add, Cluster, Promote, Remove, Restore};
 
 /// The three nodes that `make cluster` starts.
@@ -40,6 +40,13 @@ Examples:
   billingctl doctor
   billingctl doctor -o json | jq -r '.checks[] | select(.level == \"FAIL\") | .said'
   billingctl doctor -o name            only the checks that are not ok";
+
+const WATCH_EXAMPLES: &str = "\
+Examples:
+  billingctl lease watch                      from now on, all invoices
+  billingctl lease watch --list               first those that stand now
+  billingctl lease watch inv-7 --count 1      until something happens to inv-7
+  billingctl lease watch --from 4712 -o json  one JSON object per line, resumed";
 
 /// Asks, orders and repairs a billingd cluster: the cluster that makes sure an invoice is charged once.
 #[derive(Debug, Parser)]
@@ -176,6 +183,15 @@ pub enum Lease {
         #[command(flatten)]
         read: Read,
     },
+    /// Print grants and ends of leases as they happen, each with its index, until Ctrl-C.
+    ///
+    /// Goes on over another node when the one that tells fails. Ctrl-C ends it with 0 and says from which index to resume:
+    /// nothing is missed, and nothing told twice, by --from that index. Renewals are no events. An index that is no longer
+    /// kept is refused (1): begin anew with --list.
+    ///
+    /// -o json and -o jsonl both print one object per line; -o name prints invoice and token.
+    #[command(after_help = WATCH_EXAMPLES)]
+    Watch(Watch),
     /// End somebody else's lease. Audited.
     ///
     /// Its token is dead; a charge attempt that is open under it is in doubt, and is continued by whoever leases next.
@@ -203,6 +219,21 @@ pub struct Acquire {
     /// What to run while holding the lease.
     #[arg(last = true, value_name = "COMMAND")]
     pub command: Vec<OsString>,
+}
+
+#[derive(Debug, Args)]
+pub struct Watch {
+    /// Only this invoice's. Default: all.
+    pub invoice_id: Option<String>,
+    /// The first index wanted: one more than the last that was seen. Default: from now on.
+    #[arg(long, value_name = "INDEX", value_parser = clap::value_parser!(u64).range(1..))]
+    pub from: Option<u64>,
+    /// First print the leases that stand, without an index.
+    #[arg(long, conflicts_with = "from")]
+    pub list: bool,
+    /// End after so many events; those that stand are none.
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u64).range(1..))]
+    pub count: Option<u64>,
 }
 
 #[derive(Debug, Args)]

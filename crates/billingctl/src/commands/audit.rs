@@ -1,12 +1,15 @@
 //! `billingctl audit ...`: reads the log of everything that changed, and recomputes its hash chain.
 
-use billing_core::ledger::audit::{CHAIN_START, ChainHash, chain_hash};
+use billing_core::ledger::audit::{
+    AuditRecord as HashedRecord, CHAIN_START, ChainHash, chain_hash,
+};
 use billing_proto::v1;
 use serde::Serialize;
 
 use super::{Context, cut};
 use crate::{
     args::Audit as Verb,
+    canonical,
     failure::{Exit, Problem},
     output::{
         Card, Printer,
@@ -150,15 +153,22 @@ impl Chain {
                 ));
             }
         }
-        if fixed(&record.hash) != Some(chain_hash(&previous, &record.canonical)) {
+        let hash = chain_hash(&previous, &record.canonical);
+        if fixed(&record.hash) != Some(hash) {
             return Err(format!("record {index} does not hash to what it says"));
         }
-        if !shown_is_hashed(record) {
+        // A record of a newer kind could say anything to a reader that took its word.
+        let hashed = canonical::record(&record.canonical, hash).map_err(|unreadable| {
+            format!(
+                "what was hashed as record {index} is not known to this billingctl: {unreadable}"
+            )
+        })?;
+        if !shown_is_hashed(record, &hashed) {
             return Err(format!("record {index} shows other facts than were hashed"));
         }
         self.records += 1;
         self.last_index = index;
-        self.hash = fixed(&record.hash).unwrap_or(previous);
+        self.hash = hash;
         Ok(())
     }
 
@@ -184,45 +194,33 @@ fn fixed(bytes: &[u8]) -> Option<ChainHash> {
     bytes.try_into().ok()
 }
 
-/// Whether the fields that people read are the ones under the hash: a node could hash one thing and show another.
-/// The canonical form is index, cluster time, wall time, actor, *what*, invoice, token, key: fixed-width little-endian
-/// numbers, lengths before texts, a 0 or 1 before what may be absent. What happened and its detail stand in between, and
-/// are the only part that is not compared.
-fn shown_is_hashed(record: &v1::AuditRecord) -> bool {
-    let mut head = Vec::new();
-    head.extend_from_slice(&record.index.to_le_bytes());
-    head.extend_from_slice(&record.cluster_time_ms.to_le_bytes());
-    let Some(wall_ms) = record.wall_time.as_ref().and_then(millis) else {
-        return false;
-    };
-    head.extend_from_slice(&wall_ms.to_le_bytes());
-    text(&record.actor, &mut head);
-    let mut tail = Vec::new();
-    optional(&record.invoice_id, &mut tail);
-    tail.extend_from_slice(&record.token.to_le_bytes());
-    optional(&record.idempotency_key, &mut tail);
-    let canonical = &record.canonical;
-    canonical.len() >= head.len() + tail.len()
-        && canonical.starts_with(&head)
-        && canonical.ends_with(&tail)
+/// Whether what people read is what was hashed: a node could hash one thing and show another.
+fn shown_is_hashed(shown: &v1::AuditRecord, hashed: &HashedRecord) -> bool {
+    let HashedRecord {
+        index,
+        at,
+        wall,
+        actor,
+        what,
+        invoice,
+        token,
+        key,
+        hash: _, // Compared already.
+    } = hashed;
+    let or_empty = |text: Option<String>| text.unwrap_or_default();
+    shown.index == *index
+        && shown.cluster_time_ms == at.0
+        && shown.wall_time.as_ref().and_then(millis) == Some(wall.0)
+        && shown.actor == actor.as_str()
+        && shown.what == what.word()
+        && shown.detail == what.detail()
+        && shown.invoice_id == or_empty(invoice.as_ref().map(ToString::to_string))
+        && shown.token == token.0
+        && shown.idempotency_key == or_empty(key.as_ref().map(ToString::to_string))
 }
 
 fn millis(time: &prost_types::Timestamp) -> Option<u64> {
     let seconds = u64::try_from(time.seconds).ok()?;
     let nanos = u64::try_from(time.nanos).ok()?;
     seconds.checked_mul(1_000)?.checked_add(nanos / 1_000_000)
-}
-
-fn text(text: &str, into: &mut Vec<u8>) {
-    into.extend_from_slice(&(text.len() as u64).to_le_bytes());
-    into.extend_from_slice(text.as_bytes());
-}
-
-fn optional(shown: &str, into: &mut Vec<u8>) {
-    if shown.is_empty() {
-        into.push(0);
-    } else {
-        into.push(1);
-        text(shown, into);
-    }
 }

@@ -9,7 +9,7 @@ use std::{
     time::Duration,
 };
 
-use billing_client::{AcquireOptions, Failure, Session, SessionOptions};
+use billing_client::{AcquireOptions, Failure, Session, SessionOptions, v1};
 use billing_env::Env;
 use hdrhistogram::Histogram;
 use serde::Serialize;
@@ -17,7 +17,8 @@ use tokio::task::JoinSet;
 
 use super::{Context, signals::Signals};
 use crate::{
-    args::Bench,
+    args::{Bench, Mode},
+    cluster::Cluster,
     failure::{Exit, Problem, reason_of},
     output::{Card, json, tenths_of_ms},
     progress::Progress,
@@ -29,6 +30,13 @@ const TTL: Duration = Duration::from_secs(10);
 const FAILED_PAUSE: Duration = Duration::from_millis(100);
 /// How long callers may take over their last pair; then the session is closed under them.
 const LAST_PAIR: Duration = Duration::from_secs(2);
+/// Pairs that travel together with `--mode batch`.
+const BATCH: u16 = 100;
+/// A session keeps 1,024 answers: so many callers may ask at once without waiting for one another.
+const CALLERS_A_SESSION: u16 = 1_000;
+const CALLERS_A_SESSION_BATCHED: u16 = 8;
+/// A pair that takes longer, repeats included, counts as this long.
+const PAIR_US_MAX: u64 = 3_600_000_000;
 const TOLD_EVERY: Duration = Duration::from_millis(500);
 /// Random bytes of the prefix: enough that no two runs, nor anybody's invoice, ever meet.
 const PREFIX_BYTES: usize = 8;
@@ -41,6 +49,7 @@ struct Measured {
     seconds: f64,
     pairs: u64,
     pairs_per_second: f64,
+    /// Of what one caller waits for: a pair; with `batch` a hundred of them.
     p50_us: u64,
     p99_us: u64,
     p999_us: u64,
@@ -62,8 +71,11 @@ impl Card for Measured {
             (
                 "pairs",
                 format!(
-                    "{} in {:.1}s, by {} callers, {}",
-                    self.pairs, self.seconds, self.callers, self.mode
+                    "{} in {:.1}s, by {}, {}",
+                    self.pairs,
+                    self.seconds,
+                    callers(self.callers),
+                    self.mode
                 ),
             ),
             ("p50", tenths_of_ms(self.p50_us)),
@@ -85,18 +97,20 @@ struct Tally {
 }
 
 struct Counted {
-    /// Microseconds from asking for a lease to having given it back.
-    pairs: Histogram<u64>,
+    /// Microseconds from asking for a lease, or a batch, to having given it back.
+    rounds: Histogram<u64>,
+    pairs: u64,
     failed: u64,
     first_failure: Option<String>,
 }
 
 impl Tally {
     fn new() -> Result<Tally, Problem> {
-        let pairs = Histogram::new(3)
+        let rounds = Histogram::new_with_bounds(1, PAIR_US_MAX, 3)
             .map_err(|error| Problem::failed(format!("cannot measure: {error}"), ""))?;
         let counted = Mutex::new(Counted {
-            pairs,
+            rounds,
+            pairs: 0,
             failed: 0,
             first_failure: None,
         });
@@ -118,23 +132,44 @@ pub async fn run(mut context: Context<'_, '_>, bench: Bench) -> Result<Exit, Pro
     context.env.random.fill(&mut random);
     let prefix = format!("bench-{}", json::hex(&random));
     let tally = Arc::new(Tally::new()?);
-    let session = context
-        .cluster
-        .open_session(SessionOptions::new("billingctl bench", TTL))
-        .await?;
-    // One pair beside the clock: it makes the connection, and whatever the cluster refuses it refuses here.
-    if let Err(failure) = pair(&session, &format!("{prefix}-0")).await {
-        let problem = context.cluster.explain(failure).await;
-        // It ends by itself otherwise; the refusal is what matters.
-        let _ = session.close().await;
+    let piped;
+    let cluster = match bench.mode {
+        Mode::Unary => &context.cluster,
+        Mode::Pipeline | Mode::Batch => {
+            piped = Cluster::connect_piped(context.cli, context.env.clone())?;
+            &piped
+        }
+    };
+    let a_session = match bench.mode {
+        Mode::Unary | Mode::Pipeline => CALLERS_A_SESSION,
+        Mode::Batch => CALLERS_A_SESSION_BATCHED,
+    };
+    let mut sessions = Vec::new();
+    for _ in 0..bench.callers.div_ceil(a_session) {
+        let options = SessionOptions::new("billingctl bench", TTL);
+        sessions.push(cluster.open_session(options).await?);
+    }
+    // One round beside the clock: it makes the connection, and whatever the cluster refuses it refuses here.
+    if let Err(failure) = round(&sessions[0], bench.mode, &format!("{prefix}-0")).await {
+        let problem = cluster.explain(failure).await;
+        close(&sessions).await;
         return Err(problem);
     }
     context.say(&format!(
-        "{} callers for {}s, on invoice ids of their own: {prefix}-1 and so on; Ctrl-C ends it early",
-        bench.callers, bench.seconds
+        "{} for {}s, on invoice ids of their own: {prefix}-1 and so on; Ctrl-C ends it early",
+        callers(bench.callers),
+        bench.seconds
     ));
-    let took = measure(&mut context, bench, &session, &tally, &prefix, &mut signals).await;
-    let closed = session.close().await;
+    let took = measure(
+        &mut context,
+        bench,
+        &sessions,
+        &tally,
+        &prefix,
+        &mut signals,
+    )
+    .await;
+    let closed = close(&sessions).await;
     let measured = measured(bench, took, &tally, prefix);
     if measured.pairs > 0 {
         context.printer().one(&measured)?;
@@ -146,26 +181,41 @@ pub async fn run(mut context: Context<'_, '_>, bench: Bench) -> Result<Exit, Pro
             measured.failed
         ));
     }
-    if let Err(failure) = closed {
+    if let Some(failure) = closed {
         context.say(&format!(
             "! what was held ends within {}s: {failure}",
             TTL.as_secs()
         ));
     }
-    match first_failure {
-        Some(_) if measured.pairs == 0 => Err(Problem::failed(
+    if measured.pairs > 0 {
+        return Ok(Exit::Done);
+    }
+    Err(match first_failure {
+        Some(_) => Problem::failed(
             "not one pair was measured",
             "`billingctl doctor` shows how the nodes are",
-        )),
-        Some(_) | None => Ok(Exit::Done),
+        ),
+        None => Problem::failed(
+            "nothing ended before the time was up",
+            "more --seconds, or fewer --callers",
+        ),
+    })
+}
+
+/// Ends the sessions and all that they hold. Returns why one could not be ended: it ends by its TTL then.
+async fn close(sessions: &[Session]) -> Option<Failure> {
+    let mut failed = None;
+    for session in sessions {
+        failed = session.close().await.err().or(failed);
     }
+    failed
 }
 
 /// Lets the callers run until time is up or somebody wants to end it. Returns for how long they did.
 async fn measure(
     context: &mut Context<'_, '_>,
     bench: Bench,
-    session: &Session,
+    sessions: &[Session],
     tally: &Arc<Tally>,
     prefix: &str,
     signals: &mut Signals,
@@ -182,8 +232,10 @@ async fn measure(
     let begun_at = clock.monotonic();
     let mut callers = JoinSet::new();
     for nth in 1..=bench.callers {
+        let session = &sessions[usize::from(nth) % sessions.len()];
         let (env, session, tally) = (env.clone(), session.clone(), tally.clone());
-        callers.spawn(call(env, session, tally, format!("{prefix}-{nth}")));
+        let invoice_id = format!("{prefix}-{nth}");
+        callers.spawn(call(env, session, tally, bench.mode, invoice_id));
     }
     loop {
         let elapsed = clock.monotonic().since(begun_at);
@@ -193,7 +245,7 @@ async fn measure(
         }
         let (pairs, failed) = {
             let counted = tally.counted();
-            (counted.pairs.len(), counted.failed)
+            (counted.pairs, counted.failed)
         };
         let failed = if failed == 0 {
             String::new()
@@ -207,7 +259,7 @@ async fn measure(
         tokio::select! {
             biased;
             _ = signals.next() => break,
-            _ = session.lost() => break,
+            _ = sessions[0].lost() => break,
             () = clock.sleep(left.min(TOLD_EVERY)) => {}
         }
     }
@@ -223,21 +275,23 @@ async fn measure(
 }
 
 /// One caller.
-async fn call(env: Env, session: Session, tally: Arc<Tally>, invoice_id: String) {
+async fn call(env: Env, session: Session, tally: Arc<Tally>, mode: Mode, invoice_id: String) {
     let stopped = || tally.stop.load(Ordering::Relaxed);
     while !stopped() {
         let asked_at = env.clock.monotonic();
-        let done = pair(&session, &invoice_id).await;
+        let done = round(&session, mode, &invoice_id).await;
         let took = env.clock.monotonic().since(asked_at);
         // A pair that ended after the time was up belongs to no second that counts.
         if stopped() {
             return;
         }
         match done {
-            Ok(()) => tally
-                .counted()
-                .pairs
-                .saturating_record(u64::try_from(took.as_micros()).unwrap_or(u64::MAX)),
+            Ok(pairs) => {
+                let us = u64::try_from(took.as_micros()).unwrap_or(u64::MAX);
+                let mut counted = tally.counted();
+                counted.rounds.saturating_record(us);
+                counted.pairs += pairs;
+            }
             Err(failure) => {
                 {
                     let mut counted = tally.counted();
@@ -252,29 +306,70 @@ async fn call(env: Env, session: Session, tally: Arc<Tally>, invoice_id: String)
     }
 }
 
-async fn pair(session: &Session, invoice_id: &str) -> Result<(), Failure> {
-    let guard = session
-        .acquire(invoice_id, AcquireOptions::default())
+/// What one caller waits for. Returns how many pairs it was.
+async fn round(session: &Session, mode: Mode, invoice_id: &str) -> Result<u64, Failure> {
+    match mode {
+        Mode::Unary | Mode::Pipeline => {
+            let guard = session
+                .acquire(invoice_id, AcquireOptions::default())
+                .await?;
+            guard.release().await?;
+            Ok(1)
+        }
+        Mode::Batch => batch(session, invoice_id).await,
+    }
+}
+
+async fn batch(session: &Session, invoice_id: &str) -> Result<u64, Failure> {
+    let ids: Vec<String> = (0..BATCH)
+        .map(|nth| format!("{invoice_id}-{nth}"))
+        .collect();
+    let acquired = session
+        .acquire_each(&ids, AcquireOptions::default())
         .await?;
-    guard.release().await.map(drop)
+    let mut items = Vec::with_capacity(acquired.len());
+    for guard in acquired {
+        let guard = guard?;
+        items.push(v1::ReleaseLeaseRequest {
+            invoice_id: guard.invoice_id().to_owned(),
+            token: guard.token().0,
+            ..Default::default()
+        });
+        // Given back with the others, in one command; whatever goes wrong with that ends with the session.
+        guard.settled();
+    }
+    let count = items.len() as u64;
+    for released in session.client().release_leases(items).await? {
+        released?;
+    }
+    Ok(count)
 }
 
 fn measured(bench: Bench, took: Duration, tally: &Tally, prefix: String) -> Measured {
     let counted = tally.counted();
-    let pairs = &counted.pairs;
+    let rounds = &counted.rounds;
     Measured {
-        mode: "unary",
+        mode: match bench.mode {
+            Mode::Unary => "unary",
+            Mode::Pipeline => "pipeline",
+            Mode::Batch => "batch",
+        },
         callers: bench.callers,
         seconds: took.as_secs_f64(),
-        pairs: pairs.len(),
-        pairs_per_second: rate(pairs.len(), took),
-        p50_us: pairs.value_at_quantile(0.5),
-        p99_us: pairs.value_at_quantile(0.99),
-        p999_us: pairs.value_at_quantile(0.999),
-        max_us: pairs.max(),
+        pairs: counted.pairs,
+        pairs_per_second: rate(counted.pairs, took),
+        p50_us: rounds.value_at_quantile(0.5),
+        p99_us: rounds.value_at_quantile(0.99),
+        p999_us: rounds.value_at_quantile(0.999),
+        max_us: rounds.max(),
         failed: counted.failed,
         prefix,
     }
+}
+
+fn callers(count: u16) -> String {
+    let plural = if count == 1 { "" } else { "s" };
+    format!("{count} caller{plural}")
 }
 
 fn rate(pairs: u64, took: Duration) -> f64 {
@@ -287,4 +382,21 @@ fn rate(pairs: u64, took: Duration) -> f64 {
 
 fn ms(span: Duration) -> u64 {
     u64::try_from(span.as_millis()).unwrap_or(u64::MAX)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn pairs_of_any_length_are_told_apart() {
+        let tally = Tally::new().expect("its bounds are sound");
+        for us in [0, 400, 90_000, u64::MAX] {
+            tally.counted().rounds.saturating_record(us);
+        }
+        let rounds = &tally.counted().rounds;
+        assert_eq!(rounds.len(), 4);
+        assert!((400..=401).contains(&rounds.value_at_quantile(0.5)));
+        assert!(rounds.max() >= PAIR_US_MAX);
+    }
 }

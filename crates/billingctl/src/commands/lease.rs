@@ -3,7 +3,7 @@
 use billing_client::AcquireOptions;
 use billing_proto::v1;
 
-use super::{Context, cut, hold, page_size};
+use super::{Context, cut, hold, page_size, watch};
 use crate::{
     args::{Acquire, Lease as Verb},
     failure::{Exit, Problem},
@@ -58,6 +58,7 @@ pub async fn run(mut context: Context<'_, '_>, verb: Verb) -> Result<Exit, Probl
             limit,
             read,
         } => list(context, holder, limit.limit, read.stale).await,
+        Verb::Watch(watch) => watch::run(context, watch).await,
         Verb::ForceRelease { invoice_id, reason } => {
             let answer = context
                 .cluster

@@ -13,6 +13,7 @@ mod lease;
 mod members;
 mod signals;
 mod submit;
+mod watch;
 
 use billing_env::Env;
 

@@ -124,11 +124,12 @@ fn log(survey: &Survey) -> Check {
     let mut found = Vec::new();
     let (mut kept_max, mut age_max, mut bytes_max) = (0, 0, 0);
     for status in statuses(survey) {
+        let age = status.last_log_index.saturating_sub(status.snapshot_index);
         let kept = match status.first_log_index {
-            0 => 0,
+            // Nothing was purged yet, or all of it: the log holds what no snapshot does.
+            0 => age,
             first => (status.last_log_index + 1).saturating_sub(first),
         };
-        let age = status.last_log_index.saturating_sub(status.snapshot_index);
         let node = status.node_id;
         if age > LOG_ENTRIES_WARN {
             found.push(Finding::warn(

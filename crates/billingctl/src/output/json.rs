@@ -129,6 +129,83 @@ impl Row for Lease {
     }
 }
 
+/// A lease that was granted, has ended, or stood when somebody began to watch.
+#[derive(Debug, Serialize)]
+pub struct LeaseEvent {
+    /// Null: none, it stood already.
+    pub index: Option<u64>,
+    pub kind: String,
+    pub invoice_id: String,
+    #[serde(serialize_with = "as_text")]
+    pub token: u64,
+    pub holder: String,
+    pub cluster_time_ms: Option<u64>,
+    pub what: String,
+}
+
+impl From<v1::LeaseEvent> for LeaseEvent {
+    fn from(event: v1::LeaseEvent) -> Self {
+        let v1::LeaseEvent {
+            index,
+            kind,
+            invoice_id,
+            token,
+            holder,
+            cluster_time_ms,
+            what,
+        } = event;
+        let name = v1::LeaseEventKind::try_from(kind).ok();
+        LeaseEvent {
+            index: Some(index),
+            kind: named(
+                name.map(|kind| kind.as_str_name()),
+                "LEASE_EVENT_KIND_",
+                kind,
+            ),
+            invoice_id,
+            token,
+            holder,
+            cluster_time_ms: Some(cluster_time_ms),
+            what,
+        }
+    }
+}
+
+impl LeaseEvent {
+    pub fn standing(lease: v1::Lease) -> LeaseEvent {
+        LeaseEvent {
+            index: None,
+            kind: "STANDS".to_owned(),
+            invoice_id: lease.invoice_id,
+            token: lease.token,
+            holder: lease.holder,
+            cluster_time_ms: None,
+            what: format!("expires in {}", span(lease.expires_in_ms)),
+        }
+    }
+}
+
+impl Row for LeaseEvent {
+    const HEADERS: &'static [&'static str] =
+        &["INDEX", "EVENT", "INVOICE", "TOKEN", "HOLDER", "WHAT"];
+    // Rows come one at a time: room for what most ids need, so that the columns seldom move.
+    const WIDTHS_MIN: &'static [u16] = &[6, 7, 18, 19, 10, 8];
+    fn cells(&self) -> Vec<String> {
+        vec![
+            self.index
+                .map_or_else(|| "-".to_owned(), |index| index.to_string()),
+            self.kind.clone(),
+            self.invoice_id.clone(),
+            self.token.to_string(),
+            self.holder.clone(),
+            self.what.clone(),
+        ]
+    }
+    fn name(&self) -> String {
+        format!("{} {}", self.invoice_id, self.token)
+    }
+}
+
 /// What acquire and renew answer.
 #[derive(Debug, Serialize)]
 pub struct Granted {

@@ -22,6 +22,8 @@ pub use human::{bytes, clean, span, tenths_of_ms};
 /// A row of a list.
 pub trait Row: Serialize {
     const HEADERS: &'static [&'static str];
+    /// How wide columns are at least; shorter than HEADERS: the others are as wide as need be.
+    const WIDTHS_MIN: &'static [u16] = &[];
     /// As many as there are headers.
     fn cells(&self) -> Vec<String>;
     /// What another command takes to mean this row.
@@ -152,6 +154,13 @@ impl<R: Row> Listing<'_, '_, R> {
         Ok(())
     }
 
+    /// One row of a list that never ends, for whoever waits for it.
+    pub fn now(&mut self, row: R) -> io::Result<()> {
+        self.page(&[row])?;
+        self.lay_out()?;
+        self.printer.out.flush()
+    }
+
     /// Prints the rows that wait, in columns that fit them all.
     fn lay_out(&mut self) -> io::Result<()> {
         let rows = std::mem::take(&mut self.waiting);
@@ -161,7 +170,7 @@ impl<R: Row> Listing<'_, '_, R> {
         let columns = self.printer.columns;
         let layout = self
             .layout
-            .get_or_insert_with(|| table::Layout::new(R::HEADERS, columns));
+            .get_or_insert_with(|| table::Layout::new(R::HEADERS, R::WIDTHS_MIN, columns));
         layout.page(self.printer.out, &rows)
     }
 

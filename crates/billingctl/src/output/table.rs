@@ -17,11 +17,17 @@ pub struct Layout {
 }
 
 impl Layout {
-    pub fn new(headers: &'static [&'static str], terminal: Option<u16>) -> Self {
+    pub fn new(
+        headers: &'static [&'static str],
+        widths_min: &[u16],
+        terminal: Option<u16>,
+    ) -> Self {
+        let mut widths = widths_min.to_vec();
+        widths.resize(headers.len(), 0);
         Layout {
             headers,
             terminal,
-            widths: vec![0; headers.len()],
+            widths,
             pages: 0,
             blocks: false,
         }
