@@ -99,7 +99,7 @@ pub enum CliCommand {
     #[command(after_help = JOIN_HELP)]
     Join {
         #[command(flatten)]
-        join: Join,
+        join: Joining,
         #[command(flatten)]
         settings: Box<Settings>,
     },
@@ -109,7 +109,7 @@ pub enum CliCommand {
 
 /// How a node comes into a cluster.
 #[derive(Debug, Clone, Args)]
-pub struct Join {
+pub struct Joining {
     /// Addresses for clients, of members; one that answers is enough
     #[arg(
         long,

@@ -504,7 +504,7 @@ impl Config {
     }
 
     /// What a node that joins wants to become.
-    pub fn plan(&self, join: crate::cli::Join) -> Result<Plan, ConfigError> {
+    pub fn plan(&self, join: crate::cli::Joining) -> Result<Plan, ConfigError> {
         let wrong = |name, flag: &str, why: String| ConfigError::Wrong {
             name,
             source_: flag.to_owned(),
