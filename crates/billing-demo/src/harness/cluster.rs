@@ -133,6 +133,46 @@ impl Cluster {
         Ok(command)
     }
 
+    /// The command line of a node that joins the cluster, or that did and starts again: `flags` say what it shall become.
+    pub fn join_command(&self, id: usize, flags: &[&str]) -> Result<Command> {
+        let others: Vec<String> = (1..=self.client_ports.len())
+            .filter(|&other| other != id)
+            .map(|other| self.endpoint(other))
+            .collect();
+        let mut command = Command::new(binary("billingd")?);
+        command
+            .arg("join")
+            .args(["--node-id", &id.to_string()])
+            .args(["--listen", &self.endpoint(id)])
+            .args(["--raft-listen", &self.raft_address(id)])
+            .args(["--cluster", &others.join(",")])
+            .args(["--log", &self.options.log])
+            .arg("--data-dir")
+            .arg(self.data(id))
+            .args(flags)
+            .args(&self.options.flags);
+        Ok(command)
+    }
+
+    /// Starts a new node, under the next id, that joins with these flags; returns its id. Asked again with `id`: the same node.
+    pub fn join(&mut self, id: Option<usize>, flags: &[&str]) -> Result<usize> {
+        let id = match id {
+            Some(id) => id,
+            None => {
+                let ports = free_ports(2)?;
+                self.client_ports.push(ports[0]);
+                self.raft_ports.push(ports[1]);
+                self.nodes.push(None);
+                self.client_ports.len()
+            }
+        };
+        let output = Output::File(self.options.folder.join(format!("node-{id}.log")));
+        let command = self.join_command(id, flags)?;
+        let process = Process::start(format!("billingd {id}"), command, &output)?;
+        self.nodes[id - 1] = Some(process);
+        Ok(id)
+    }
+
     /// Starts node `id` (from 1), which must not be running.
     pub fn start_node(&mut self, id: usize, bootstrap: bool) -> Result<()> {
         let output = if self.options.to_terminal {
@@ -186,9 +226,9 @@ impl Cluster {
         [&self.client_ports[..], &self.raft_ports[..]].concat()
     }
 
-    /// All client endpoints.
+    /// All client endpoints, of nodes that joined later too.
     pub fn endpoints(&self) -> Vec<String> {
-        (1..=self.options.nodes)
+        (1..=self.client_ports.len())
             .map(|id| self.endpoint(id))
             .collect()
     }
