@@ -21,9 +21,9 @@ use crate::pipe::Pipe;
 const ADDRESSES_MAX: usize = 64;
 /// How long a node that failed is passed over, and hints that name it are not believed, while there are others.
 const SHUNNED_FOR: Duration = Duration::from_secs(1);
-/// TCP does not say that a machine is gone; pings do.
-const PING_EVERY: Duration = Duration::from_secs(5);
-const PING_TIMEOUT: Duration = Duration::from_secs(3);
+/// TCP does not say that a machine is gone; pings do: both together about as late as the others have elected a new leader.
+const PING_EVERY: Duration = Duration::from_millis(750);
+const PING_TIMEOUT: Duration = Duration::from_millis(1_250);
 /// Answers on their way to us, on one stream and on one connection; a Pipeline is one stream.
 const STREAM_WINDOW_BYTES: u32 = 1 << 20;
 const CONNECTION_WINDOW_BYTES: u32 = 4 << 20;

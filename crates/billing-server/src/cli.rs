@@ -199,7 +199,7 @@ pub struct Settings {
     #[arg(long, value_name = "TIME", env = "BILLINGD_ELECTION_TIMEOUT_MIN", value_parser = duration)]
     pub election_timeout_min: Option<Duration>,
 
-    /// The longest such silence [default: 2s]
+    /// The longest such silence [default: 1300ms]
     #[arg(long, value_name = "TIME", env = "BILLINGD_ELECTION_TIMEOUT_MAX", value_parser = duration)]
     pub election_timeout_max: Option<Duration>,
 

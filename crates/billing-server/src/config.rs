@@ -420,7 +420,7 @@ impl Config {
             "election_timeout_max",
             settings.election_timeout_max,
             file.election_timeout_max,
-            2_000,
+            1_300,
         );
         let shutdown_grace = time(
             "shutdown_grace",

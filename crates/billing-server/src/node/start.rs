@@ -65,7 +65,7 @@ impl NodeConfig {
             founding: None,
             heartbeat: Duration::from_millis(225),
             election_timeout_min: Duration::from_millis(1_000),
-            election_timeout_max: Duration::from_millis(2_000),
+            election_timeout_max: Duration::from_millis(1_300),
             snapshot_every: 50_000,
             log_kept: 10_000,
             offload: Offload::Thread,
