@@ -29,9 +29,11 @@ const STORM: usize = 64;
 
 /// Of the sessions that are kept alive: beats come every few seconds, also while the queue is served.
 const TTL: Duration = Duration::from_secs(30);
-const DOOMED_TTL: Duration = Duration::from_secs(5);
+const DOOMED_TTL: Duration = Duration::from_secs(10);
 /// For what must happen; an idle machine needs a tenth of it.
-const PATIENCE: Duration = Duration::from_secs(120);
+const PATIENCE: Duration = Duration::from_secs(240);
+/// As long as a request may: whoever waits this long is answered that it is still held.
+const WAIT: Duration = Duration::from_secs(300);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 const AT_ONCE: usize = 64;
 
@@ -136,7 +138,7 @@ async fn doomed(crowd: &mut Crowd) -> Result<()> {
 /// A grant of the contended invoice: which wave, and its token.
 async fn waits(session: Session, wave: usize) -> Result<(FencingToken, usize)> {
     let guard = session
-        .acquire("inv-1", AcquireOptions::wait(PATIENCE))
+        .acquire("inv-1", AcquireOptions::wait(WAIT))
         .await?;
     let token = guard.token();
     ensure!(guard.release().await?, "the lease was ours and had ended");

@@ -206,7 +206,9 @@ async fn keep(
             ));
             asked += 1;
         }
-        let next = hearts.due.front().map(|(due, _)| *due);
+        let now = Instant::now();
+        let next = hearts.due.front().map_or(now + every, |(due, _)| *due);
+        let is_due = next <= now;
         tokio::select! {
             biased;
             _ = stopped.wait_for(|stop| *stop) => return Ok(()),
@@ -214,7 +216,7 @@ async fn keep(
                 let answer = answer?.context("the keep-alive stream ended")?;
                 hearts.answered(answer, shared)?;
             }
-            place = beats.reserve(), if next.is_some_and(|due| due <= Instant::now()) => {
+            place = beats.reserve(), if is_due => {
                 let place = place.ok().context("the keep-alive stream ended")?;
                 if let Some(beat) = hearts.next(every, shared) {
                     place.send(beat);
@@ -227,7 +229,7 @@ async fn keep(
                 hearts.due.push_back((Instant::now() + every, hearts.ids.len() - 1));
                 shared.opened.fetch_add(1, Ordering::Relaxed);
             }
-            () = tokio::time::sleep_until(next.unwrap_or_else(|| Instant::now() + every).into()) => {}
+            () = tokio::time::sleep_until(next.into()), if !is_due => {}
         }
     }
 }
