@@ -137,9 +137,7 @@ async fn doomed(crowd: &mut Crowd) -> Result<()> {
 
 /// A grant of the contended invoice: which wave, and its token.
 async fn waits(session: Session, wave: usize) -> Result<(FencingToken, usize)> {
-    let guard = session
-        .acquire("inv-1", AcquireOptions::wait(WAIT))
-        .await?;
+    let guard = session.acquire("inv-1", AcquireOptions::wait(WAIT)).await?;
     let token = guard.token();
     ensure!(guard.release().await?, "the lease was ours and had ended");
     Ok((token, wave))

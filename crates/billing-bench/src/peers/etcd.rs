@@ -232,16 +232,18 @@ async fn keep_alive(mut leases: LeaseClient<Channel>) -> Result<KeptAlive> {
         .into_inner();
     let lease = granted.id;
     let (beat, beats) = tokio::sync::mpsc::channel(BEATS_QUEUED);
+    // Beforehand: etcd does not answer the call itself until it has something to answer.
+    beat.send(LeaseKeepAliveRequest { id: lease }).await?;
     let mut answers = leases
         .lease_keep_alive(ReceiverStream::new(beats))
         .await?
         .into_inner();
     let beats = tokio::spawn(async move {
-        loop {
+        // An ended stream shows in the caller's next call, which then has no lease.
+        while let Ok(Some(_)) = answers.message().await {
             tokio::time::sleep(TTL / 3).await;
-            let sent = beat.send(LeaseKeepAliveRequest { id: lease }).await;
-            // An ended stream shows in the caller's next call, which then has no lease.
-            if sent.is_err() || !matches!(answers.message().await, Ok(Some(_))) {
+            let next = LeaseKeepAliveRequest { id: lease };
+            if beat.send(next).await.is_err() {
                 return;
             }
         }
