@@ -357,12 +357,16 @@ fn read(from: &mut impl Read, at: u64) -> Result<Option<BackupResponse>, BackupE
     };
     let mut bytes = vec![0; length];
     from.read_exact(&mut bytes).map_err(cut)?;
-    BackupResponse::decode(&*bytes)
-        .map(Some)
-        .map_err(|_| BackupError::Damaged {
-            at,
-            what: "a message cannot be read",
-        })
+    let damaged = |what| BackupError::Damaged { at, what };
+    let message =
+        BackupResponse::decode(&*bytes).map_err(|_| damaged("a message cannot be read"))?;
+    // A flipped tag turns a field into one that nobody knows, which decoding passes over. A newer format is refused by its
+    // number, not by its fields.
+    let newer = matches!(&message.part, Some(Part::Header(header)) if header.format > FORMAT);
+    if !newer && message.encode_to_vec() != bytes {
+        return Err(damaged("a message holds what no writer wrote"));
+    }
+    Ok(Some(message))
 }
 
 fn read_length(from: &mut impl Read, at: u64) -> Result<Option<usize>, BackupError> {

@@ -216,7 +216,7 @@ async fn check_config_says_what_holds_and_why_and_starts_nothing() -> Result<()>
 #[tokio::test]
 async fn a_folder_serves_the_node_that_it_was_made_for_and_no_other() -> Result<()> {
     let place = Place::new()?;
-    let empty = &["holds no node", "--bootstrap", "new node id"];
+    let empty = &["holds no node", "--bootstrap", "billingd join"];
     place
         .refused(place.node(1, "a", &[])?, FOLDER, empty)
         .await?;
@@ -441,7 +441,7 @@ async fn a_second_node_under_an_id_and_a_lost_disk_are_told_so() -> Result<()> {
     place
         .refused(member(3, "n3", &members, &[])?, FOLDER, &["holds no node"])
         .await?;
-    let lost = &["new node id", "never"];
+    let lost = &["billingd join", "never"];
     place
         .refused(member(3, "n3", &members, FOUND)?, CONTRADICTED, lost)
         .await?;

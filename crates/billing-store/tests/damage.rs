@@ -47,7 +47,7 @@ fn refused(device: &Device) -> String {
         Err(error @ StoreError::Damaged { .. }) => {
             let text = error.to_string();
             assert!(
-                text.contains("rejoin") && text.contains("new node id"),
+                text.contains("billingd join") && text.contains("never used"),
                 "says what to do: {text}"
             );
             text
