@@ -102,7 +102,7 @@ mod tests {
         );
         assert_eq!(
             report.text,
-            "way              pairs/s\nunary                 7\na longer one  12,345,678\n"
+            "way              pairs/s\nunary                  7\na longer one  12,345,678\n"
         );
     }
 }
