@@ -80,6 +80,12 @@ pub(crate) async fn beat(shared: Arc<Shared>, opened_at: BootTime) {
             }
             Err(failure @ (Failure::NotApplied(_) | Failure::Unknown(_))) => {
                 tracing::warn!(session = %shared.id, %failure, "not kept alive");
+                // Most failures have used up their time inside the call. One that came at once must not be asked for in a loop.
+                tokio::select! {
+                    biased;
+                    _ = shared.life.lost() => return,
+                    () = env.clock.sleep(shared.ttl / (ATTEMPTS_PER_TTL * 10)) => {}
+                }
             }
         }
     }

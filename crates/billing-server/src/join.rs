@@ -292,6 +292,15 @@ pub async fn settle(plan: &Plan, node: &Node, env: &Env) -> Result<(), Fatal> {
                 tracing::info!(node = here.node, "joined: this node has a vote");
                 return Ok(());
             }
+            if known.is_some_and(|known| known.voter) {
+                // It got its vote some other way: no reason to take a voter out of the cluster.
+                tracing::warn!(
+                    node = here.node,
+                    replaces = plan.replaces,
+                    "this node has a vote already, and the node that it was to replace is still a member: `billingctl cluster remove` takes that one out"
+                );
+                return Ok(());
+            }
             let applied = here.applied.unwrap_or(0);
             let behind = status.last_log_index.saturating_sub(applied);
             let caught_up = known.is_some() && applied > 0 && behind <= PROMOTE_LAG_MAX;

@@ -117,6 +117,7 @@ impl Serving {
     pub async fn finish(mut self, grace: Duration) {
         self.looking.abort();
         self.health.say(false).await;
+        self.node.leave();
         self.waiting.cancel();
         self.accepting.cancel();
         tokio::select! {

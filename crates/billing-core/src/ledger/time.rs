@@ -104,15 +104,20 @@ impl Ledger {
         }
     }
 
-    /// How often the leader must tick, in ms; None: not at all. A tenth of the shortest TTL, never under 100 ms; once a
-    /// second while only attempts and deadlines pend.
+    /// How often the leader must tick, in ms; None: not at all. A tenth of the shortest TTL, never under 100 ms; at least
+    /// once a second while other deadlines pend, and so while only those do.
     #[must_use]
     pub fn tick_needed(&self) -> Option<u64> {
+        let deadlines = !self.index.events.is_empty() || !self.index.waiter_deadlines.is_empty();
         if let Some((shortest, _)) = self.index.ttls.first_key_value() {
-            return Some((shortest.get() / 10).max(TICK_MS_MIN));
+            let every = (shortest.get() / 10).max(TICK_MS_MIN);
+            return Some(if deadlines {
+                every.min(TICK_MS_IDLE)
+            } else {
+                every
+            });
         }
-        let pending = !self.index.events.is_empty()
-            || !self.index.waiter_deadlines.is_empty()
+        let pending = deadlines
             || self.index.count(InvoiceStatus::InDoubt) > 0
             || self.scalars.grants_from > self.scalars.now;
         pending.then_some(TICK_MS_IDLE)

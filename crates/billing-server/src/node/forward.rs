@@ -12,7 +12,7 @@ use super::Inner;
 use super::bounds::{BATCH_COMMANDS_MAX, FORWARDS_IN_FLIGHT_MAX};
 use super::error::CallError;
 use super::membership::{Change, Word};
-use super::proposer::{Answer, Ask, Gather, refuse};
+use super::proposer::{self, Answer, Ask, Gather, refuse};
 use crate::raft::links::{Lane, body, never_sent, payload};
 
 /// The forwarder of one node; works while another node leads.
@@ -153,12 +153,5 @@ pub(crate) async fn serve(node: &Inner, commands: Vec<(Actor, Command)>) -> Vec<
         .into_iter()
         .map(|(actor, command)| node.proposals.ask(actor, command))
         .collect();
-    let mut answers = Vec::with_capacity(asked.len());
-    for asked in asked {
-        answers.push(match asked {
-            Ok(asked) => asked.answer(&node.env, node.config.call_timeout).await,
-            Err(error) => Err(error),
-        });
-    }
-    answers
+    proposer::answers(asked, &node.env, node.config.call_timeout).await
 }

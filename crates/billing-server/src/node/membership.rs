@@ -282,6 +282,19 @@ impl Scene {
                 "its id belonged to a node that was removed, and ids are never used twice: take one that never was, such as {free}"
             ));
         }
+        let taken =
+            |(_, known): &(&u64, &Peer)| known.raft == peer.raft || known.client == peer.client;
+        if let Some((other, known)) = self.nodes.iter().find(taken) {
+            // Others would reach that node under both ids.
+            return Err(Refusal(
+                node,
+                MembershipReason::WrongRole,
+                format!(
+                    "node {other} is at {} for clients and {} for nodes: a new node needs addresses of its own",
+                    known.client, known.raft
+                ),
+            ));
+        }
         if self.nodes.len() >= MEMBERS_MAX {
             return Err(Refusal(
                 node,

@@ -19,6 +19,7 @@ pub mod waiters;
 pub(crate) mod waiting;
 
 use std::collections::BTreeMap;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -77,6 +78,8 @@ pub(crate) struct Inner {
     pub membership: membership::Standing,
     /// Nothing new is taken any more.
     pub closing: watch::Sender<bool>,
+    /// Callers that wait are sent elsewhere, and keep what they wait for.
+    pub leaving: AtomicBool,
     /// The listener ends.
     pub deaf: watch::Sender<bool>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
@@ -111,18 +114,7 @@ impl Node {
             .into_iter()
             .map(|(actor, command)| self.ask(actor, command))
             .collect();
-        let mut answers = Vec::with_capacity(asked.len());
-        for asked in asked {
-            answers.push(match asked {
-                Ok(asked) => {
-                    asked
-                        .answer(&self.inner.env, self.inner.config.call_timeout)
-                        .await
-                }
-                Err(error) => Err(error),
-            });
-        }
-        answers
+        proposer::answers(asked, &self.inner.env, self.inner.config.call_timeout).await
     }
 
     /// Reads the ledger, and says at which index (0 before the first entry). `NotApplied` is the only failure: a read changes
@@ -161,6 +153,11 @@ impl Node {
     /// Resolves, with what to do, when the others say that this node is no member any more. It must end then.
     pub async fn removed(&self) -> String {
         self.inner.membership.removed().await
+    }
+
+    /// From here on a call that ends unanswered withdraws nothing: its caller was told to ask another node.
+    pub fn leave(&self) {
+        self.inner.leaving.store(true, Ordering::Relaxed);
     }
 
     /// How this node sees itself and the cluster, without asking anybody.

@@ -91,6 +91,24 @@ impl Asked {
     }
 }
 
+/// Waits for all of them, `patience` in all; by position.
+pub(crate) async fn answers(
+    asked: Vec<Result<Asked, CallError>>,
+    env: &Env,
+    patience: Duration,
+) -> Vec<Answer> {
+    let since = env.clock.monotonic();
+    let mut answers = Vec::with_capacity(asked.len());
+    for asked in asked {
+        let left = patience.saturating_sub(env.clock.monotonic().since(since));
+        answers.push(match asked {
+            Ok(asked) => asked.answer(env, left).await,
+            Err(error) => Err(error),
+        });
+    }
+    answers
+}
+
 /// A bounded queue of commands; the other end is a [`Gather`]. Two lanes: what keeps sessions alive never stands behind an
 /// acquire storm, and keeps its own order.
 #[derive(Clone)]
@@ -314,7 +332,7 @@ fn only_founding(node: &Inner, batch: Vec<Ask>) -> Vec<Ask> {
         match ledger.ledger_id() {
             None => "the cluster is being founded",
             Some(_) if ledger.awaits_restore() => "the cluster is being restored",
-            Some(_) => return batch,
+            Some(_) => return without_restore(batch),
         }
     };
     let (founding, early): (Vec<_>, Vec<_>) = batch.into_iter().partition(|ask| {
@@ -325,6 +343,16 @@ fn only_founding(node: &Inner, batch: Vec<Ask>) -> Vec<Ask> {
     });
     refuse(early, &CallError::not_applied(why));
     founding
+}
+
+/// A ledger is restored once. A second leader may have asked for it before it knew that the first one's command went through,
+/// and by now there are sessions that it would end.
+fn without_restore(batch: Vec<Ask>) -> Vec<Ask> {
+    let (late, batch): (Vec<_>, Vec<_>) = batch
+        .into_iter()
+        .partition(|ask| matches!(ask.command, Command::Restore(_)));
+    refuse(late, &CallError::not_applied("the cluster is restored"));
+    batch
 }
 
 fn answer_all(replies: Vec<oneshot::Sender<Answer>>, error: &CallError) {

@@ -151,6 +151,7 @@ impl Node {
             copies: Arc::new(Semaphore::new(backup::COPIES_MAX)),
             membership: membership::Standing::default(),
             closing: watch::Sender::new(false),
+            leaving: std::sync::atomic::AtomicBool::new(false),
             deaf: watch::Sender::new(false),
             tasks: Mutex::default(),
         });
@@ -274,7 +275,9 @@ async fn tick(node: Arc<Inner>) {
             }
             continue;
         };
-        node.env.clock.sleep(Duration::from_millis(every_ms)).await;
+        let Some(every_ms) = tick_due(&node, every_ms).await else {
+            continue;
+        };
         // Entries that were applied meanwhile moved it already.
         let moved = before.ms_until(node.replica.now());
         if moved * 2 < every_ms
@@ -283,6 +286,22 @@ async fn tick(node: Arc<Inner>) {
         {
             tracing::debug!(%error, "no tick");
         }
+    }
+}
+
+/// Sleeps until a tick is due. Looks again meanwhile: somebody may have come with a shorter TTL. `None`: none is needed any
+/// more.
+async fn tick_due(node: &Inner, mut every_ms: u64) -> Option<u64> {
+    let since = node.env.clock.monotonic();
+    loop {
+        let waited = node.env.clock.monotonic().since(since);
+        let left = Duration::from_millis(every_ms).saturating_sub(waited);
+        if left.is_zero() {
+            return Some(every_ms);
+        }
+        let look = Duration::from_millis(billing_core::limits::TICK_MS_MIN);
+        node.env.clock.sleep(left.min(look)).await;
+        every_ms = node.replica.state().ledger.tick_needed()?;
     }
 }
 

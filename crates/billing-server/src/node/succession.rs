@@ -80,12 +80,12 @@ impl Succession {
         });
     }
 
-    fn campaigns_as(&self, candidate: LeaderId) {
+    fn campaigns_as(&self, candidate: Option<LeaderId>) {
         *self
             .0
             .campaign
             .lock()
-            .unwrap_or_else(PoisonError::into_inner) = Some(candidate);
+            .unwrap_or_else(PoisonError::into_inner) = candidate;
     }
 
     /// A request for a vote as it may leave this node: only a leader's word lets others pass over its lease, and this
@@ -219,6 +219,7 @@ async fn watch(node: &Inner, followed: &Followed) {
         match connected {
             Ok(io) => {
                 node.succession.saw(None);
+                gone = false;
                 let since = node.env.clock.monotonic();
                 tokio::select! {
                     biased;
@@ -285,14 +286,17 @@ async fn campaign(node: &Inner, gone: Vote) {
         return;
     }
     tracing::info!(term = candidate.term, "campaigning in its place");
-    node.succession.campaigns_as(candidate);
+    node.succession.campaigns_as(Some(candidate));
     // Does nothing where the vote has moved on meanwhile.
     let transfer = TransferLeaderRequest::new(gone, node.config.node, last);
-    match node.raft.handle_transfer_leader(transfer).await {
-        Ok(Ok(())) => {}
-        Ok(Err(reason)) => tracing::debug!(%reason, "no campaign"),
-        Err(error) => tracing::debug!(%error, "no campaign"),
-    }
+    let refused = match node.raft.handle_transfer_leader(transfer).await {
+        Ok(Ok(())) => return,
+        Ok(Err(reason)) => reason.to_string(),
+        Err(error) => error.to_string(),
+    };
+    // Should that leader live and hand over to this node later, that is a transfer by its word.
+    node.succession.campaigns_as(None);
+    tracing::debug!(reason = refused, "no campaign");
 }
 
 async fn would_win(node: &Inner, followed: &Followed, request: &VoteRequest<TypeConfig>) -> bool {

@@ -2,6 +2,7 @@
 //! answer that every node applies. A caller that goes away withdraws its waiter, never a grant.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use billing_core::{AcquireLease, Actor, Command, Reply, Seq, SessionId, WithdrawWaiter};
@@ -156,7 +157,9 @@ impl Turn {
                     "no answer in time to an acquire that waits",
                 ));
             }
-            self.place = self.inner.replica.waiters.register(self.withdrawal.slot)?;
+            // It stands in the queue, or is granted by now: whatever fails from here on leaves that unknown.
+            let place = self.inner.replica.waiters.register(self.withdrawal.slot);
+            self.place = place.map_err(|full| CallError::unknown(full.to_string()))?;
             answer = self
                 .inner
                 .propose(
@@ -195,7 +198,8 @@ struct Withdrawal {
 
 impl Drop for Withdrawal {
     fn drop(&mut self) {
-        if !self.armed {
+        // A node that goes tells its callers to ask another one, and there they find their place in the queue again.
+        if !self.armed || self.inner.leaving.load(Ordering::Relaxed) {
             return;
         }
         let (session, seq) = self.slot;

@@ -55,6 +55,15 @@ impl Inner {
                 who.cluster
             )));
         }
+        if who.from == me.node && who.folder == self.folders.own() {
+            // Some address of another node leads here: nothing that ends anybody.
+            return Err(Status::failed_precondition(format!(
+                "node {} at {} reached itself, looking for node {}: an address among the members is wrong; remove that node",
+                me.node,
+                me.raft(),
+                who.to
+            )));
+        }
         if who.from == me.node {
             return Err(Status::permission_denied(format!(
                 "two nodes run under id {}, at {} and at {}: every node needs an id of its own",

@@ -1,6 +1,7 @@
 //! Who belongs to the cluster: reads what an operator asks and shows what became of it. The rules are the node's.
 
 use std::borrow::Cow;
+use std::net::SocketAddr;
 
 use billing_core::OutOfBounds;
 use billing_proto::{Failure, status, v1};
@@ -42,14 +43,19 @@ fn node_id(field: &'static str, id: u64) -> Result<u64, Status> {
 
 fn address(field: &'static str, text: &str) -> Result<String, Status> {
     let wrong = || {
-        let bound =
-            format!("HOST:PORT of at most {ADDRESS_CHARACTERS_MAX} characters, and no port 0");
+        let bound = format!(
+            "HOST:PORT as others reach it, of at most {ADDRESS_CHARACTERS_MAX} characters, and no port 0"
+        );
         out(field, bound)
     };
     let address = config::host_and_port(text).map_err(|_| wrong())?;
     let plain = address.len() <= ADDRESS_CHARACTERS_MAX
         && address.bytes().all(|byte| byte.is_ascii_graphic());
-    if plain && config::port(&address) != "0" {
+    // Everybody who dialled such an address would reach itself.
+    let everywhere = address
+        .parse()
+        .is_ok_and(|at: SocketAddr| at.ip().is_unspecified());
+    if plain && !everywhere && config::port(&address) != "0" {
         Ok(address)
     } else {
         Err(wrong())
