@@ -174,16 +174,18 @@ pub(crate) async fn run(node: Arc<Inner>) {
     let mut metrics = node.raft.server_metrics();
     loop {
         let followed = Followed::by(&node);
+        // False: the consensus has ended, and nothing moves any more.
         let moved_on = async {
             loop {
-                let gone = metrics.changed().await.is_err();
+                if metrics.changed().await.is_err() {
+                    return false;
+                }
                 // Whoever follows nobody looks again at every change.
-                if gone
-                    || followed
-                        .as_ref()
-                        .is_none_or(|followed| followed.vote != metrics.borrow_watched().vote)
+                if followed
+                    .as_ref()
+                    .is_none_or(|followed| followed.vote != metrics.borrow_watched().vote)
                 {
-                    return;
+                    return true;
                 }
             }
         };
@@ -196,7 +198,7 @@ pub(crate) async fn run(node: Arc<Inner>) {
         tokio::select! {
             biased;
             () = super::until_true(&mut closing) => return,
-            () = moved_on => {}
+            goes_on = moved_on => if !goes_on { return },
             () = watched => {}
         }
         node.succession.saw(None);
