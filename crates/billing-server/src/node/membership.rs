@@ -747,3 +747,52 @@ async fn finish(node: &Arc<Inner>) -> bool {
         }
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn peer(node: u64) -> Peer {
+        Peer {
+            client: format!("10.0.0.{node}:7101"),
+            raft: format!("10.0.0.{node}:7201"),
+        }
+    }
+
+    fn three() -> Scene {
+        let all = BTreeSet::from([1, 2, 3]);
+        Scene {
+            me: 1,
+            membership: None,
+            joint: false,
+            voters: all.clone(),
+            nodes: all.iter().map(|&id| (id, peer(id))).collect(),
+            used: all.clone(),
+            heard: all,
+            matched: BTreeMap::new(),
+            last_log: 0,
+        }
+    }
+
+    #[test]
+    fn a_member_has_addresses_of_its_own() {
+        let scene = three();
+        assert!(matches!(scene.add(4, &peer(4)), Ok(Step::Change(_))));
+        let raft = Peer {
+            raft: peer(2).raft,
+            ..peer(4)
+        };
+        let client = Peer {
+            client: peer(3).client,
+            ..peer(4)
+        };
+        for (taken, owner) in [(raft, 2), (client, 3)] {
+            let refused = scene.add(4, &taken).err();
+            assert!(
+                refused
+                    .is_some_and(|Refusal(_, _, why)| why.contains(&format!("node {owner} is at"))),
+                "{taken:?}"
+            );
+        }
+    }
+}

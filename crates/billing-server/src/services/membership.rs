@@ -158,3 +158,18 @@ pub async fn transfer_leader(
         other => Err(unexpected(&other)),
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_address_leads_to_one_node() {
+        for fine in ["10.0.0.4:7201", "node-4.internal:7201", "[::1]:7201"] {
+            assert!(address("raft_address", fine).is_ok(), "{fine}");
+        }
+        for wrong in ["0.0.0.0:7201", "[::]:7201", "10.0.0.4:0", "10.0.0.4"] {
+            assert!(address("raft_address", wrong).is_err(), "{wrong}");
+        }
+    }
+}
