@@ -94,16 +94,25 @@ impl Load {
             told.windows(2).all(|pair| pair[0] < pair[1]),
             "a token was given twice"
         );
+        // The newest member's copy. It may have started a moment ago, and says so until it has caught up.
         let mut client = operator(&cluster.endpoint(cluster.endpoints().len()))?;
-        let request = v1::ReadAuditLogRequest::default();
-        let mut records = client.read_audit_log(request).await?.into_inner();
         let mut written = Vec::new();
-        while let Some(answer) = records.message().await? {
-            let record = answer.record.context("a record")?;
-            if record.invoice_id.starts_with("busy-") && record.token != 0 {
-                written.push(record.token);
+        until("the newest member shows its audit log", async || {
+            let request = v1::ReadAuditLogRequest::default();
+            let mut records = match client.read_audit_log(request).await {
+                Ok(records) => records.into_inner(),
+                Err(status) if status.code() == tonic::Code::Unavailable => return Ok(false),
+                Err(status) => bail!(status),
+            };
+            while let Some(answer) = records.message().await? {
+                let record = answer.record.context("a record")?;
+                if record.invoice_id.starts_with("busy-") && record.token != 0 {
+                    written.push(record.token);
+                }
             }
-        }
+            Ok(true)
+        })
+        .await?;
         written.sort_unstable();
         for token in told {
             ensure!(
