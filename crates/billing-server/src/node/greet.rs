@@ -71,7 +71,13 @@ pub(crate) async fn greet(
     let round_trip = node.env.clock.monotonic().since(sent);
     let here = wall.saturating_add(u64::try_from(round_trip.as_millis() / 2).unwrap_or(0));
     let offset = i64::try_from(i128::from(greeted.wall_ms) - i128::from(here)).unwrap_or(i64::MAX);
-    node.admit(to, greeted.folder).await?;
+    node.admit(to, greeted.folder).await.map_err(|status| {
+        // It is the other one that must not speak, and its own calls are told so: no reason for this one to end.
+        match banned(&status) {
+            true => Status::failed_precondition(status.message().to_owned()),
+            false => status,
+        }
+    })?;
     Ok((greeted, offset))
 }
 

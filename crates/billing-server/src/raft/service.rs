@@ -91,6 +91,8 @@ impl Inner {
                 who.from, known.raft, who.from, who.from_raft
             )));
         }
+        // First: a caller that must not speak itself has no say about whether this node may.
+        self.admit(who.from, who.folder).await?;
         if let Some(meant) = who.to_folder
             && meant != self.folders.own()
         {
@@ -99,7 +101,7 @@ impl Inner {
             self.fail_stop.trip(EndReason::Contradicted(reason.clone()));
             return Err(Status::failed_precondition(reason));
         }
-        self.admit(who.from, who.folder).await
+        Ok(())
     }
 
     /// Whether `node` was a member and is none any more, as far as this node has applied the log.
