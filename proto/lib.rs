@@ -5,6 +5,7 @@ pub mod backup;
 pub mod convert;
 mod rejection;
 pub mod request;
+pub mod restore;
 pub mod status;
 #[cfg(test)]
 mod tests;
