@@ -89,6 +89,10 @@ fn a_backup_is_taken_verified_and_never_overwritten() {
             2,
             "cluster restore DIR/ledger.backup --peers 1=a:1/a:2 --node 1=DIR/1 --billingd DIR/none",
         ),
+        (
+            2,
+            "cluster restore DIR/ledger.backup --peers 1=a:1/a:2 --node 1=DIR/1 --restore-id 1st",
+        ),
     ] {
         let ran = run(&Script::three(), folder.path(), words);
         text.push_str(&format!("$ billingctl {words}\n{}", steady(&ran.stdout)));

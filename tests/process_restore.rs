@@ -21,6 +21,8 @@ const ENDS_WITHIN: Duration = Duration::from_secs(120);
 const LOOK_AGAIN: Duration = Duration::from_millis(20);
 /// The ledger's longest TTL, and the workers': how long a restored cluster grants nothing.
 const TTL: Duration = Duration::from_secs(2);
+/// Of nodes that are made one by one.
+const RESTORE_ID: &str = "00000000000000f1";
 /// No reply of the sandbox takes longer than it is told to, by far.
 const QUIET_FOR: Duration = Duration::from_secs(1);
 
@@ -418,7 +420,7 @@ async fn what_is_no_backup_is_refused_and_nothing_is_touched() -> Result<()> {
         for ended in [
             billingctl(&["cluster", "verify", &path(&file)?])?,
             billingctl(&restore)?,
-            billingd_restore(&path(&file)?, &peers, &new)?,
+            billingd_restore(1, &path(&file)?, &peers, &new, &[])?,
         ] {
             let talk = String::from_utf8_lossy(&ended.stderr).into_owned();
             ensure!(
@@ -434,7 +436,7 @@ async fn what_is_no_backup_is_refused_and_nothing_is_touched() -> Result<()> {
     }
     // A good one, over a node that exists.
     let before = fs::read(data.join("identity"))?;
-    let ended = billingd_restore(&path(&good)?, &peers, &data)?;
+    let ended = billingd_restore(1, &path(&good)?, &peers, &data, &[])?;
     let talk = String::from_utf8_lossy(&ended.stderr).into_owned();
     ensure!(ended.status.code() == Some(3), "{}: {talk}", ended.status);
     ensure!(talk.contains("never overwrites"), "{talk}");
@@ -442,18 +444,20 @@ async fn what_is_no_backup_is_refused_and_nothing_is_touched() -> Result<()> {
     Ok(())
 }
 
-fn billingd_restore(file: &str, peers: &str, data: &Path) -> Result<Ended> {
+fn billingd_restore(
+    node: usize,
+    file: &str,
+    peers: &str,
+    data: &Path,
+    more: &[&str],
+) -> Result<Ended> {
     let mut command = Command::new(binary("billingd")?);
-    command.args([
-        "restore",
-        file,
-        "--node-id",
-        "1",
-        "--peers",
-        peers,
-        "--data-dir",
-    ]);
-    command.arg(data).output().context("billingd")
+    command
+        .args(["restore", file, "--node-id", &node.to_string()])
+        .args(["--peers", peers, "--data-dir"])
+        .arg(data)
+        .args(more);
+    command.output().context("billingd")
 }
 
 #[tokio::test]
@@ -478,38 +482,101 @@ async fn nodes_made_from_different_backups_do_not_become_one_cluster() -> Result
     }
     let place = Place::of(&cluster);
     lose(cluster)?;
-    // Two of one, and one of the other: a majority that agrees serves, and the third is told.
+    // Two of one, and one of the other, all under one id: the third is told, and the two wait for the one that they were made with.
     let mut options = ClusterOptions::new(folder.path().join("mixed"));
     options.ports = place.ports.clone();
     fs::create_dir_all(&options.folder)?;
-    for (node, backup) in [(1, &backups[0]), (2, &backups[0]), (3, &backups[1])] {
-        let to = format!(
-            "{node}={}",
-            options.folder.join(format!("node-{node}")).display()
-        );
+    let nodes = options.folder.clone();
+    let restore = |node: usize, backup: &str| {
+        let to = format!("{node}={}", nodes.join(format!("node-{node}")).display());
         done(billingctl(&[
             "cluster",
             "restore",
             backup,
             "--peers",
             &place.peers,
+            "--restore-id",
+            RESTORE_ID,
             "--node",
             &to,
-        ])?)?;
+        ])?)
+    };
+    for (node, backup) in [(1, &backups[0]), (2, &backups[0]), (3, &backups[1])] {
+        let shown = restore(node, backup)?;
+        ensure!(shown.contains(RESTORE_ID), "{shown}");
     }
     let log = options.folder.join("node-3.log");
     let mut cluster = Cluster::start(options)?;
-    let two = [cluster.endpoint(1), cluster.endpoint(2)];
-    let client = Client::builder().endpoints(two).build()?;
-    cluster.led(&client, LED_WITHIN).await?;
-    first_token(&client).await?;
+    let client = Client::builder().endpoints(cluster.endpoints()).build()?;
     until(
         "the third says why it stays alone",
         LED_WITHIN,
         async || Ok(fs::read_to_string(&log)?.contains("belongs to cluster")),
     )
     .await?;
-    let status = client.status_of(&cluster.endpoint(3)).await?;
-    ensure!(status.leader_id == 0, "{status:?}");
+    tokio::time::sleep(QUIET_FOR * 5).await;
+    cluster.all_running()?;
+    for node in 1..=3 {
+        let status = client.status_of(&cluster.endpoint(node)).await?;
+        ensure!(status.leader_id == 0 && status.term == 1, "{status:?}");
+    }
+    // Nobody was spoken to under that id by the wrong folder.
+    cluster.kill(3)?;
+    fs::remove_dir_all(cluster.data(3))?;
+    restore(3, &backups[0])?;
+    cluster.start_node(3, false)?;
+    cluster.led(&client, LED_WITHIN).await?;
+    first_token(&client).await?;
+    cluster.stop().await
+}
+
+#[tokio::test]
+async fn the_first_node_of_a_restore_prints_what_the_others_need() -> Result<()> {
+    let folder = tempfile::tempdir()?;
+    let (cluster, client) = found(folder.path().join("first")).await?;
+    let endpoints = cluster.endpoints().join(",");
+    submit(&client, 3).await?;
+    let file = folder.path().join("ledger.backup");
+    let file = file.to_str().context("a path in UTF-8")?;
+    let backup = ["cluster", "backup", "--out", file];
+    done(billingctl(
+        &[&["--endpoints", &endpoints], &backup[..]].concat(),
+    )?)?;
+    let place = Place::of(&cluster);
+    lose(cluster)?;
+    let mut options = ClusterOptions::new(folder.path().join("second"));
+    options.ports = place.ports.clone();
+    fs::create_dir_all(&options.folder)?;
+    let restore = |node: usize, more: &[&str]| {
+        let data = options.folder.join(format!("node-{node}"));
+        billingd_restore(node, file, &place.peers, &data, more)
+    };
+
+    let wrong = restore(1, &["--restore-id", "the first one"])?;
+    let talk = String::from_utf8_lossy(&wrong.stderr).into_owned();
+    ensure!(wrong.status.code() == Some(2), "{}: {talk}", wrong.status);
+    ensure!(
+        talk.contains("`the first one` is not a restore id: 16 of 0-9 and a-f"),
+        "{talk}"
+    );
+    ensure!(!options.folder.join("node-1").exists(), "a folder was made");
+
+    let first = restore(1, &[])?;
+    let talk = String::from_utf8_lossy(&first.stderr).into_owned();
+    let shown = done(first)?;
+    let id = shown
+        .lines()
+        .find_map(|line| line.strip_prefix("restore id: "))
+        .context("an id")?;
+    ensure!(talk.contains(&format!("with --restore-id {id}")), "{talk}");
+    for node in 2..=3 {
+        let other = restore(node, &["--restore-id", id])?;
+        ensure!(other.stderr.is_empty(), "nothing is left to say");
+        let shown = done(other)?;
+        ensure!(shown.contains(&format!("restore id: {id}")), "{shown}");
+    }
+    let mut cluster = Cluster::start(options)?;
+    cluster.led(&client, LED_WITHIN).await?;
+    first_token(&client).await?;
     cluster.stop().await
 }

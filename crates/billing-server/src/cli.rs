@@ -5,6 +5,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use billing_core::LedgerId;
+use billing_proto::restore::RestoreId;
 use clap::{Args, Parser, Subcommand, ValueEnum};
 
 use crate::config::Peer;
@@ -59,6 +60,16 @@ From three nodes to five:
   billingd join --node-id 4 ... --voter --allow-even
   billingd join --node-id 5 ... --voter";
 
+const RESTORE_HELP: &str = "\
+Three machines, a new folder on each; the first one prints a restore id:
+
+  billingd restore FILE --node-id 1 --data-dir new/1 --peers $P
+  billingd restore FILE --node-id 2 --data-dir new/2 --peers $P --restore-id ID
+  billingd restore FILE --node-id 3 --data-dir new/3 --peers $P --restore-id ID
+
+Never repeat one of them for a node whose folder was started and is lost: once the others have a
+leader, `billingd join --replaces` takes its place; before that, restore every node anew.";
+
 /// A node of a cluster that makes sure an invoice is charged once.
 #[derive(Debug, Parser)]
 #[command(
@@ -82,14 +93,21 @@ pub enum CliCommand {
     #[command(after_help = AFTER_HELP)]
     Run(Box<Settings>),
     /// Make this node's data folder out of a backup, offline. Once for every node of the new cluster, each with the same
-    /// file and the same --peers; then start them without --bootstrap
+    /// file, the same --peers and the same restore id; then start them all, without --bootstrap
     ///
     /// The file is verified whole first. An existing folder is refused. The ledger keeps its id; the nodes may have other
     /// addresses and be of another number. Once they run: no lease is granted before the longest TTL has passed, and nothing
     /// is charged before `billingctl cluster allow-charges`
+    ///
+    /// No node takes part before it has met all others. A restore is repeated as a whole: new folders, and a new id
+    #[command(after_help = RESTORE_HELP)]
     Restore {
         /// What `billingctl cluster backup` wrote
         file: PathBuf,
+        /// The id that the first node's restore printed, for all nodes but that one. Nodes with different ids belong to
+        /// different clusters [default: drawn and printed]
+        #[arg(long, value_name = "ID")]
+        restore_id: Option<RestoreId>,
         #[command(flatten)]
         settings: Box<Settings>,
     },

@@ -6,6 +6,7 @@ use std::process::ExitCode;
 use clap::{ArgMatches, CommandFactory, FromArgMatches};
 
 use billing_env::Env;
+use billing_proto::restore::RestoreId;
 use billing_server::cli::{Cli, CliCommand, Settings};
 use billing_server::config::Config;
 use billing_server::exit::{self, Fatal};
@@ -26,7 +27,11 @@ fn main() -> ExitCode {
             (*settings, false)
         }
         Some(CliCommand::CheckConfig(settings)) => (*settings, true),
-        Some(CliCommand::Restore { file, settings }) => return restore(&file, *settings, own),
+        Some(CliCommand::Restore {
+            file,
+            restore_id,
+            settings,
+        }) => return restore(&file, restore_id, *settings, own),
     };
     let loaded = Config::load(settings, own).and_then(|config| {
         let plan = join.map(|join| config.plan(join)).transpose()?;
@@ -52,13 +57,21 @@ fn main() -> ExitCode {
     }
 }
 
-fn restore(file: &Path, settings: Settings, matches: &ArgMatches) -> ExitCode {
+fn restore(
+    file: &Path,
+    id: Option<RestoreId>,
+    settings: Settings,
+    matches: &ArgMatches,
+) -> ExitCode {
     let restored = Config::load(settings, matches)
         .map_err(|error| Fatal::Settings(error.to_string()))
-        .and_then(|config| billing_server::restore::run(file, &config, &Env::real()));
+        .and_then(|config| billing_server::restore::run(file, id, &config, &Env::real()));
     match restored {
-        Ok(told) => {
-            println!("{told}");
+        Ok(restored) => {
+            println!("{}", restored.told);
+            if let Some(next) = restored.next {
+                eprintln!("billingd: {next}");
+            }
             ExitCode::from(exit::DONE)
         }
         Err(fatal) => {

@@ -1,14 +1,17 @@
 //! `billingd restore`: makes a node's folder out of a backup, offline. Decides what is refused: a backup that is not whole, a
 //! folder that exists, a clock that stands before the backup. Never touches an existing folder, and never a cluster that runs.
 //!
-//! Every node of the new cluster is made by the same file and the same peers. The cluster's name in the folders says so: nodes
-//! that were made otherwise, and those of the lost cluster, refuse to speak to these.
+//! Every node of the new cluster is made by the same file, the same peers and the same restore id, which the first one draws. The
+//! cluster's name in the folders says so: nodes that were made otherwise, those of an earlier attempt, and those of the lost
+//! cluster, refuse to speak to these, and end nobody. What a restore that is repeated for one node alone can do under the same id,
+//! `node/meeting.rs` has.
 
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 
 use billing_env::Env;
 use billing_proto::backup::{self, BackupError, Whole};
+use billing_proto::restore::RestoreId;
 use billing_store::{Identity, StoreError};
 use bytes::Bytes;
 
@@ -26,10 +29,12 @@ const CLOCK_BEHIND_MAX_MS: u64 = 30_000;
 /// While it is filled, the folder has this behind its name.
 const UNFINISHED: &str = ".restoring";
 
-/// What a folder's cluster is called: the ledger's id, and for one that was put back what it was made from.
-fn cluster_name(whole: &Whole, peers: &[Peer]) -> String {
+/// What a folder's cluster is called: the ledger's id, and for one that was put back what it was made from
+/// and in which attempt.
+fn cluster_name(whole: &Whole, id: RestoreId, peers: &[Peer]) -> String {
     let mut hasher = blake3::Hasher::new();
     hasher.update(&whole.blake3);
+    hasher.update(&id.0);
     for peer in peers {
         hasher.update(format!("{peer}\n").as_bytes());
     }
@@ -44,8 +49,22 @@ pub fn ledger_of(cluster: &str) -> &str {
         .map_or(cluster, |(ledger, _)| ledger)
 }
 
-/// Makes the folder of `config` out of `file`, and says what was in it.
-pub fn run(file: &Path, config: &Config, env: &Env) -> Result<String, Fatal> {
+/// What a person is told of a folder that was made.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Restored {
+    /// What was in the file, and the restore's id.
+    pub told: String,
+    /// What to do with an id that was just drawn.
+    pub next: Option<String>,
+}
+
+/// Makes the folder of `config` out of `file`. Without `said` it is the first node of a new attempt, and an id is drawn.
+pub fn run(
+    file: &Path,
+    said: Option<RestoreId>,
+    config: &Config,
+    env: &Env,
+) -> Result<Restored, Fatal> {
     let refused = |why: String| Fatal::Settings(format!("{}: {why}", file.display()));
     let mut opened = File::open(file).map_err(|error| refused(error.to_string()))?;
     let (whole, ledger) = backup::verify(&mut opened, |_| {}).map_err(|error| match error {
@@ -70,8 +89,13 @@ pub fn run(file: &Path, config: &Config, env: &Env) -> Result<String, Fatal> {
             unfinished.display()
         )));
     }
+    let id = said.unwrap_or_else(|| {
+        let mut drawn = [0; RestoreId::BYTES];
+        env.random.fill(&mut drawn);
+        RestoreId(drawn)
+    });
     let identity = Identity {
-        cluster: Bytes::from(cluster_name(&whole, &config.peers)),
+        cluster: Bytes::from(cluster_name(&whole, id, &config.peers)),
         node: config.node_id,
         created_unix_ms: env.clock.wall_ms(),
     };
@@ -99,13 +123,20 @@ pub fn run(file: &Path, config: &Config, env: &Env) -> Result<String, Fatal> {
     // The log's thread lets go of the folder before it gets its name.
     drop(runtime);
     publish(&unfinished, folder)?;
-    Ok(format!(
-        "restored ledger {} as of entry {index} into {}: node {} of {}",
+    let told = format!(
+        "restored ledger {} as of entry {index} into {}: node {} of {}\nrestore id: {id}",
         whole.header.ledger_id,
         folder.display(),
         config.node_id,
         config.peers.len()
-    ))
+    );
+    let next = (said.is_none() && config.peers.len() > 1).then(|| {
+        format!(
+            "make each of the other nodes with --restore-id {id}, the same file and the same --peers: one that is made without it \
+             belongs to another restore. Then start them all: none takes part before it has met all others"
+        )
+    });
+    Ok(Restored { told, next })
 }
 
 /// Tokens start at the wall clock after a restore: a clock that stands before the backup would start them too low.
@@ -184,7 +215,7 @@ mod tests {
     use super::*;
 
     #[test]
-    fn restores_of_other_files_or_peers_are_other_clusters_of_the_same_ledger() {
+    fn restores_of_other_files_or_peers_or_attempts_are_other_clusters_of_the_same_ledger() {
         let whole = |sum| Whole {
             header: billing_proto::v1::BackupHeader {
                 ledger_id: "demo".to_owned(),
@@ -196,10 +227,12 @@ mod tests {
         let peers = |text: &str| -> Vec<Peer> { text.split(',').flat_map(str::parse).collect() };
         let (few, many) = (peers("1=a:1/a:2"), peers("1=a:1/a:2,2=a:3/a:4"));
         assert_eq!((few.len(), many.len()), (1, 2));
-        let name = cluster_name(&whole(1), &few);
-        assert_eq!(name, cluster_name(&whole(1), &few));
-        assert_ne!(name, cluster_name(&whole(2), &few));
-        assert_ne!(name, cluster_name(&whole(1), &many));
+        let (first, second) = (RestoreId([1; 8]), RestoreId([2; 8]));
+        let name = cluster_name(&whole(1), first, &few);
+        assert_eq!(name, cluster_name(&whole(1), first, &few));
+        assert_ne!(name, cluster_name(&whole(2), first, &few));
+        assert_ne!(name, cluster_name(&whole(1), first, &many));
+        assert_ne!(name, cluster_name(&whole(1), second, &few));
         assert_eq!(ledger_of(&name), "demo");
         assert_eq!(ledger_of("demo"), "demo");
     }

@@ -14,7 +14,7 @@ use tonic::{Code, Status};
 
 use super::bounds::{GREETING_EVERY, WALL_OFF_MAX_MS};
 use super::clock::wall_correction;
-use super::{EndReason, Inner};
+use super::{EndReason, Inner, meeting};
 use crate::raft::folders::FolderId;
 use crate::raft::links::{Lane, body, payload};
 use crate::raft::{Peer, StateHash};
@@ -82,12 +82,12 @@ pub(crate) async fn greet(
 }
 
 /// Whether a refusal means that this very node must never speak again under its id.
-fn banned(status: &Status) -> bool {
+pub(super) fn banned(status: &Status) -> bool {
     status.code() == Code::PermissionDenied
 }
 
 /// Whether a refusal means that this very node is no member any more.
-fn removed(status: &Status) -> bool {
+pub(super) fn removed(status: &Status) -> bool {
     status.code() == Code::NotFound
 }
 
@@ -191,9 +191,11 @@ async fn bootstrap(node: &Inner, founding: &Founding) {
     }
 }
 
-/// Greets every other member when this node starts, when it is elected, every minute; and when it was told to look around,
-/// or no leader has sent it anything for an election timeout: then it may have been removed.
+/// Meets the other members where a restored node must. Then greets every one of them at once, when this node is elected, every
+/// minute; and when it was told to look around, or no leader has sent it anything for an election timeout: then it may have
+/// been removed.
 pub(crate) async fn run(node: Arc<Inner>) {
+    meeting::meet(&node).await;
     let mut closing = node.closing.subscribe();
     let mut metrics = node.raft.server_metrics();
     let mut led = None;
@@ -295,6 +297,6 @@ fn compare_wall(node: &Inner, offsets: &[i64]) {
 }
 
 /// Another node's word that this one must not go on.
-fn contradicted(status: &Status) -> EndReason {
+pub(super) fn contradicted(status: &Status) -> EndReason {
     EndReason::Contradicted(status.message().to_owned())
 }

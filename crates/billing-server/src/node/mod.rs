@@ -9,6 +9,7 @@ pub mod error;
 pub mod fail_stop;
 pub(crate) mod forward;
 pub mod greet;
+pub(crate) mod meeting;
 pub mod membership;
 pub(crate) mod proposer;
 pub(crate) mod reads;
@@ -76,6 +77,7 @@ pub(crate) struct Inner {
     pub copies: Arc<Semaphore>,
     pub succession: succession::Succession,
     pub membership: membership::Standing,
+    pub meeting: meeting::Meeting,
     /// Nothing new is taken any more.
     pub closing: watch::Sender<bool>,
     /// Callers that wait are sent elsewhere, and keep what they wait for.
@@ -267,6 +269,9 @@ impl Inner {
     }
 
     pub(crate) fn why_no_leader(&self) -> String {
+        if let Some(why) = self.meeting.why_not_yet() {
+            return why;
+        }
         match self.leader() {
             Some((leader, _)) if leader != self.config.node => {
                 format!(

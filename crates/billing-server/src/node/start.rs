@@ -16,8 +16,8 @@ use tokio::sync::{Semaphore, watch};
 use super::bounds::{BATCH_BYTES_MAX, CALL_TIMEOUT, ENTRIES_IN_FLIGHT_MAX};
 use super::clock::LeaderClock;
 use super::{
-    EndReason, FailStop, Founding, Inner, Node, backup, divergence, forward, greet, membership,
-    proposer, reads, succession, until_true,
+    EndReason, FailStop, Founding, Inner, Node, backup, divergence, forward, greet, meeting,
+    membership, proposer, reads, succession, until_true,
 };
 use crate::raft::Peer;
 use crate::raft::folders::{FolderId, Folders, FoldersError};
@@ -128,6 +128,9 @@ impl Node {
         let raft = Raft::build(config.node, settings, network, log, machine)
             .await
             .map_err(|error| StartError::Consensus(error.to_string()))?;
+        let meeting = meeting::Meeting::due(config.node, &replica, &folders);
+        // Before the consensus runs: it would stand for election as soon as it does.
+        raft.runtime_config().elect(meeting.is_over());
         let (proposals, proposed) = proposer::queue();
         let (forwards, forwarded) = proposer::queue();
         let (reads, rounds) = reads::reads();
@@ -150,6 +153,7 @@ impl Node {
             entries_in_flight: Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT_MAX)),
             copies: Arc::new(Semaphore::new(backup::COPIES_MAX)),
             membership: membership::Standing::default(),
+            meeting,
             closing: watch::Sender::new(false),
             leaving: std::sync::atomic::AtomicBool::new(false),
             deaf: watch::Sender::new(false),

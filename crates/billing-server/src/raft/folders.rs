@@ -22,7 +22,7 @@ use crate::node::bounds::MEMBERS_MAX;
 const KNOWN_BYTES_MAX: usize = 10 + 8;
 const FRAME_BYTES_MAX: usize = 1 + 8 + (1 + 10 + 10 + 1) + 1;
 const _: () =
-    assert!(FRAME_BYTES_MAX + (MEMBERS_MAX - 1) * KNOWN_BYTES_MAX <= billing_store::VOTE_BYTES_MAX);
+    assert!(FRAME_BYTES_MAX + MEMBERS_MAX * KNOWN_BYTES_MAX <= billing_store::VOTE_BYTES_MAX);
 
 /// The name that a data folder drew when it was made.
 #[derive(Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +44,7 @@ impl fmt::Debug for FolderId {
 struct Record {
     own: FolderId,
     vote: Option<Vote>,
+    /// The other members' folders. This node's own stands there too from when all of them were known to know it.
     known: BTreeMap<u64, FolderId>,
 }
 
@@ -124,6 +125,19 @@ impl Folders {
             .await?;
         }
         Ok(self.known(node).filter(|&known| known != folder))
+    }
+
+    /// Whether [`Folders::known_to_all`] was said of this folder, in whatever life of the process.
+    pub fn is_known_to_all(&self, own: u64) -> bool {
+        self.known(own) == Some(self.own())
+    }
+
+    /// Every other member has written down that this folder speaks under `own`. Durable when it resolves.
+    pub async fn known_to_all(&self, own: u64) -> Result<(), StoreError> {
+        self.save(|record| {
+            record.known.insert(own, record.own);
+        })
+        .await
     }
 
     fn with<T>(&self, read: impl FnOnce(&Record) -> T) -> T {

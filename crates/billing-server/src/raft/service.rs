@@ -28,6 +28,11 @@ pub struct PeerService {
     pub(crate) node: Arc<Inner>,
 }
 
+/// Nothing was granted yet, and there may be no leader that a new node could ask for a place.
+const RESTORE_ANEW: &str = "do not start this folder again: where the others find a leader without it, let a new node take its place \
+    with `billingd join`, under an id that was never used; else restore every node anew, into new folders, and only the first one \
+    without --restore-id; node ids are never reused";
+
 type Answers = Pin<Box<dyn Stream<Item = Result<Payload, Status>> + Send>>;
 
 fn stopped(error: impl std::fmt::Display) -> Status {
@@ -40,6 +45,14 @@ impl PeerService {
         let who = introduction(request.metadata())?;
         self.node.hear(&who).await?;
         Ok(who)
+    }
+
+    /// Refuses what the consensus would remember, while this node has not met all whom it was restored with.
+    fn takes_part(&self) -> Result<(), Status> {
+        match self.node.meeting.why_not_yet() {
+            Some(why) => Err(Status::unavailable(why)),
+            None => Ok(()),
+        }
     }
 }
 
@@ -97,7 +110,7 @@ impl Inner {
             && meant != self.folders.own()
         {
             // The others remember a folder that is gone: this one must not speak in its place.
-            let reason = foreign_folder(me.node, meant, self.folders.own());
+            let reason = self.foreign_folder(me.node, meant, self.folders.own());
             self.fail_stop.trip(EndReason::Contradicted(reason.clone()));
             return Err(Status::failed_precondition(reason));
         }
@@ -119,9 +132,9 @@ impl Inner {
             .await;
         match admitted {
             Ok(None) => Ok(()),
-            Ok(Some(known)) => Err(Status::permission_denied(foreign_folder(
-                node, known, folder,
-            ))),
+            Ok(Some(known)) => Err(Status::permission_denied(
+                self.foreign_folder(node, known, folder),
+            )),
             Err(error) => {
                 if !matches!(error, StoreError::Closed) {
                     self.fail_stop.trip(error.clone());
@@ -130,13 +143,16 @@ impl Inner {
             }
         }
     }
-}
 
-fn foreign_folder(node: u64, known: FolderId, found: FolderId) -> String {
-    format!(
-        "node {node} is known with data folder {known}, and this is folder {found}; if its disk was lost, {}",
-        billing_store::REJOIN
-    )
+    fn foreign_folder(&self, node: u64, known: FolderId, found: FolderId) -> String {
+        let advice = match self.replica.state().ledger.awaits_restore() {
+            true => RESTORE_ANEW,
+            false => billing_store::REJOIN,
+        };
+        format!(
+            "node {node} is known with data folder {known}, and this is folder {found}; if its disk was lost, {advice}"
+        )
+    }
 }
 
 #[tonic::async_trait]
@@ -171,6 +187,7 @@ impl RaftService for PeerService {
         request: Request<Streaming<Payload>>,
     ) -> Result<Response<Answers>, Status> {
         self.hear(&request).await?;
+        self.takes_part()?;
         self.node.membership.append_came();
         let requests = request.into_inner().scan((), |(), message| {
             // A broken stream, or a message that cannot be read, ends it: the leader opens a new one.
@@ -190,6 +207,7 @@ impl RaftService for PeerService {
 
     async fn vote(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
         self.hear(&request).await?;
+        self.takes_part()?;
         let vote = self
             .node
             .succession
@@ -200,6 +218,7 @@ impl RaftService for PeerService {
 
     async fn pre_vote(&self, request: Request<Payload>) -> Result<Response<Payload>, Status> {
         self.hear(&request).await?;
+        self.takes_part()?;
         let vote: VoteRequest<TypeConfig> = body("pre-vote", request.get_ref())?;
         let answer = self.node.raft.pre_vote(vote.clone()).await;
         let answer = answer.map_err(stopped)?;
@@ -212,6 +231,7 @@ impl RaftService for PeerService {
         request: Request<Payload>,
     ) -> Result<Response<Payload>, Status> {
         self.hear(&request).await?;
+        self.takes_part()?;
         let transfer = body("transfer", request.get_ref())?;
         let answer = self
             .node
@@ -227,6 +247,7 @@ impl RaftService for PeerService {
         request: Request<Streaming<Payload>>,
     ) -> Result<Response<Payload>, Status> {
         self.hear(&request).await?;
+        self.takes_part()?;
         let mut pieces = request.into_inner();
         let first = pieces
             .message()

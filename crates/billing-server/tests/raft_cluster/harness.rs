@@ -205,6 +205,11 @@ impl Cluster {
             .await
     }
 
+    /// Whatever starts from now on has the settings of `tune`.
+    pub fn retune(&mut self, tune: Tune) {
+        self.tune = tune;
+    }
+
     /// Every follower is started again with the settings of `tune`, and so is whatever starts from now on.
     pub async fn retune_followers(&mut self, tune: Tune) -> Result<()> {
         self.tune = tune;

@@ -7,5 +7,6 @@ mod folders;
 mod forge;
 mod harness;
 mod membership;
+mod restored;
 mod snapshots;
 mod time;

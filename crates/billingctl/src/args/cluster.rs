@@ -3,6 +3,7 @@
 use std::path::PathBuf;
 use std::time::Duration;
 
+use billing_proto::restore::RestoreId;
 use clap::{Args, Subcommand};
 
 use super::{Reason, host_port};
@@ -99,11 +100,13 @@ pub enum Cluster {
     },
     /// Make the data folders of a new cluster out of a backup. Needs no cluster, and touches none.
     ///
-    /// Runs `billingd restore` once for each --node: for a cluster on this machine. On several machines run `billingd restore`
-    /// on each, with the same file and the same --peers.
+    /// Runs `billingd restore` once for each --node: for a cluster on this machine. On several machines run this, or `billingd
+    /// restore`, on each, with the same file and the same --peers, and on all but the first with the --restore-id that the
+    /// first one shows.
     ///
     /// The ledger keeps its id. Once the nodes run: all sessions have ended, no lease is granted before the longest TTL has
-    /// passed, and nothing is charged before `billingctl cluster allow-charges`.
+    /// passed, and nothing is charged before `billingctl cluster allow-charges`. No node takes part before it has met all
+    /// others: start them all.
     #[command(after_help = RESTORE_EXAMPLES)]
     Restore(Restore),
     /// Allow charging after a restore, or after a bootstrap that was not the first. Audited.
@@ -141,6 +144,9 @@ pub struct Restore {
     /// A node to make here, and its new data folder. Once for each.
     #[arg(long = "node", value_name = "ID=DIR", value_parser = node_and_folder, required = true)]
     pub nodes: Vec<(u64, PathBuf)>,
+    /// Of a restore whose first node was made elsewhere. Default: a new one is drawn.
+    #[arg(long, value_name = "ID")]
+    pub restore_id: Option<RestoreId>,
     /// The `billingd` to run. Default: the one beside this program, else that of PATH.
     #[arg(long, value_name = "PROGRAM")]
     pub billingd: Option<PathBuf>,

@@ -9,6 +9,7 @@ use std::time::Duration;
 
 use billing_client::Backup as Parts;
 use billing_proto::backup::{self, BackupError, Checker, Whole};
+use billing_proto::restore::RestoreId;
 use tokio::process::Command;
 
 use super::Context;
@@ -230,12 +231,18 @@ pub async fn restore(mut context: Context<'_, '_>, restore: Restore) -> Result<E
         }
     }
     let billingd = restore.billingd.unwrap_or_else(beside_this);
+    let id = restore.restore_id.unwrap_or_else(|| {
+        let mut drawn = [0; RestoreId::BYTES];
+        context.env.random.fill(&mut drawn);
+        RestoreId(drawn)
+    });
     let mut rows = Vec::new();
     for (node, folder) in &restore.nodes {
         let output = Command::new(&billingd)
             .arg("restore")
             .arg(&restore.file)
             .args(["--node-id", &node.to_string(), "--peers", &restore.peers])
+            .args(["--restore-id", &id.to_string()])
             .arg("--data-dir")
             .arg(folder)
             .output()
@@ -258,6 +265,7 @@ pub async fn restore(mut context: Context<'_, '_>, restore: Restore) -> Result<E
         rows.push(Restored {
             node_id: *node,
             data_dir: folder.display().to_string(),
+            restore_id: id.to_string(),
         });
     }
     let mut printer = context.printer();
@@ -265,7 +273,8 @@ pub async fn restore(mut context: Context<'_, '_>, restore: Restore) -> Result<E
     listing.page(&rows)?;
     listing.end(false, "")?;
     context.say(&format!(
-        "ledger {} as of entry {}: start the nodes without --bootstrap; charges wait for `billingctl cluster allow-charges`",
+        "ledger {} as of entry {}: make nodes elsewhere with --restore-id {id}; start all of them, without --bootstrap: none takes \
+         part before it has met all others; charges wait for `billingctl cluster allow-charges`",
         backup.ledger_id, backup.applied_index
     ));
     Ok(Exit::Done)

@@ -138,12 +138,18 @@ impl Card for Backup {
 pub struct Restored {
     pub node_id: u64,
     pub data_dir: String,
+    /// The same for every node of one restore.
+    pub restore_id: String,
 }
 
 impl Row for Restored {
-    const HEADERS: &'static [&'static str] = &["NODE", "FOLDER"];
+    const HEADERS: &'static [&'static str] = &["NODE", "FOLDER", "RESTORE ID"];
     fn cells(&self) -> Vec<String> {
-        vec![self.node_id.to_string(), self.data_dir.clone()]
+        vec![
+            self.node_id.to_string(),
+            self.data_dir.clone(),
+            self.restore_id.clone(),
+        ]
     }
     fn name(&self) -> String {
         self.node_id.to_string()
