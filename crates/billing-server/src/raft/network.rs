@@ -28,6 +28,9 @@ use crate::node::succession::Succession;
 
 type Rpc<T> = Result<T, RPCError<TypeConfig>>;
 
+/// How long the news of a commit waits for an entry that travels with it. A follower's reads and waiters wait as long.
+const COMMIT_WAITS: Duration = Duration::from_millis(2);
+
 /// Pieces of a snapshot read ahead of the network.
 const SNAPSHOT_PIECES_AHEAD: usize = 4;
 
@@ -135,6 +138,41 @@ fn failure(status: Status) -> RPCError<TypeConfig> {
     }
 }
 
+/// The requests of a stream without those that the next one makes needless: the library tells each follower of each commit
+/// in a message of its own, and under load the next entry, which tells it too, is right behind. A message costs every node a
+/// wake-up. Answers name the entry that they reach, so none is missed.
+fn with_company<S>(input: S) -> impl Stream<Item = AppendEntriesRequest<TypeConfig>> + Send
+where
+    S: Stream<Item = AppendEntriesRequest<TypeConfig>> + Send + Unpin,
+{
+    futures::stream::unfold((input.fuse(), None), |(mut input, carried)| async move {
+        let mut request = match carried {
+            Some(carried) => carried,
+            None => input.next().await?,
+        };
+        let mut carried = None;
+        while request.entries.is_empty() && carried.is_none() {
+            match tokio::time::timeout(COMMIT_WAITS, input.next()).await {
+                Ok(Some(next)) if follows(&request, &next) => request = next,
+                Ok(Some(next)) => carried = Some(next),
+                // Nobody comes: it goes as it is.
+                Ok(None) | Err(_) => break,
+            }
+        }
+        Some((request, (input, carried)))
+    })
+}
+
+/// Whether all that `request`, which has no entries, says is said by `next` too.
+fn follows(
+    request: &AppendEntriesRequest<TypeConfig>,
+    next: &AppendEntriesRequest<TypeConfig>,
+) -> bool {
+    request.vote == next.vote
+        && request.prev_log_id == next.prev_log_id
+        && request.leader_commit <= next.leader_commit
+}
+
 impl RaftNetworkV2<TypeConfig> for PeerClient {
     type SnapshotData = SnapshotFile;
 
@@ -186,7 +224,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
             let limit = option.soft_ttl();
             let asked = Arc::new(AtomicU64::new(0));
             let counter = asked.clone();
-            let requests = input.map(move |request| {
+            let requests = with_company(input).map(move |request| {
                 counter.fetch_add(1, Ordering::Relaxed);
                 payload("append", &request)
             });
@@ -371,5 +409,75 @@ impl PeerClient {
         };
         let response = response.map_err(failure)?;
         body("snapshot answer", response.get_ref()).map_err(failure)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use openraft::EntryPayload;
+
+    use super::*;
+    use crate::raft::types::{Entry, LeaderId, LogId};
+
+    fn at(index: u64) -> LogId {
+        LogId::new(
+            LeaderId {
+                term: 1,
+                node_id: 1,
+            },
+            index,
+        )
+    }
+
+    /// What a leader of `term` says that has `entries` behind entry 7, all of which are committed up to `commit`.
+    fn append(term: u64, entries: u64, commit: u64) -> AppendEntriesRequest<TypeConfig> {
+        let entry = |index| Entry {
+            log_id: at(index),
+            payload: EntryPayload::Blank,
+        };
+        AppendEntriesRequest {
+            vote: Vote::new_committed(term, 1),
+            prev_log_id: Some(at(7)),
+            entries: (8..8 + entries).map(entry).collect(),
+            leader_commit: Some(at(commit)),
+        }
+    }
+
+    async fn sent(input: Vec<AppendEntriesRequest<TypeConfig>>) -> Vec<(u64, usize, Option<u64>)> {
+        let requests = with_company(futures::stream::iter(input)).map(|request| {
+            let commit = request.leader_commit.map(|commit| commit.index);
+            (request.vote.leader_id.term, request.entries.len(), commit)
+        });
+        requests.collect().await
+    }
+
+    #[tokio::test]
+    async fn the_news_of_a_commit_travels_with_the_entry_behind_it() {
+        let behind = vec![append(1, 0, 6), append(1, 0, 7), append(1, 2, 7)];
+        assert_eq!(sent(behind).await, [(1, 2, Some(7))]);
+    }
+
+    #[tokio::test]
+    async fn the_news_of_a_commit_that_nothing_follows_goes_alone() {
+        assert_eq!(sent(vec![append(1, 0, 7)]).await, [(1, 0, Some(7))]);
+        // A stream that stays open and silent.
+        let silent = futures::stream::iter([append(1, 0, 7)]).chain(futures::stream::pending());
+        let mut requests = std::pin::pin!(with_company(silent));
+        let alone = requests.next().await.map(|request| request.leader_commit);
+        assert_eq!(alone, Some(Some(at(7))));
+    }
+
+    #[tokio::test]
+    async fn what_the_next_request_does_not_say_too_is_sent_before_it() {
+        let other_leader = vec![append(1, 0, 7), append(2, 1, 7)];
+        assert_eq!(sent(other_leader).await, [(1, 0, Some(7)), (2, 1, Some(7))]);
+        let lower_commit = vec![append(1, 0, 7), append(1, 1, 6)];
+        assert_eq!(sent(lower_commit).await, [(1, 0, Some(7)), (1, 1, Some(6))]);
+        let mut elsewhere = append(1, 1, 7);
+        elsewhere.prev_log_id = Some(at(5));
+        assert_eq!(
+            sent(vec![append(1, 0, 7), elsewhere]).await,
+            [(1, 0, Some(7)), (1, 1, Some(7))]
+        );
     }
 }
