@@ -5,8 +5,7 @@
 //! The format number (u16), then parts: their kind (u8), their length (u32), a body of one packed record behind the other.
 //! Numbers are little-endian. Parts come in the order of their kinds, the last one ends the ledger.
 
-use serde::de::{self, DeserializeOwned};
-use serde::{Deserializer, Serializer, ser};
+use serde::de::DeserializeOwned;
 use std::io::{self, Read, Write};
 
 use super::audit::ChainHash;
@@ -401,26 +400,5 @@ impl Loading {
             return Err(BadSnapshot::Hash);
         }
         Ok(ledger)
-    }
-}
-
-/// As one value of bytes, for whoever has the memory; the bytes are those of `write_to`.
-impl Serialize for Ledger {
-    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
-        let mut bytes = Vec::new();
-        self.write_to(&mut bytes).map_err(ser::Error::custom)?;
-        to.serialize_bytes(&bytes)
-    }
-}
-
-impl<'de> Deserialize<'de> for Ledger {
-    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
-        let mut bytes = <&[u8]>::deserialize(from)?;
-        let ledger = Self::read_from(&mut bytes).map_err(de::Error::custom)?;
-        if bytes.is_empty() {
-            Ok(ledger)
-        } else {
-            Err(de::Error::custom("bytes are left over"))
-        }
     }
 }
