@@ -94,6 +94,20 @@ fn a_wall_clock_that_jumps_a_year_ends_no_lease() {
 }
 
 #[test]
+fn the_leader_ticks_as_often_as_the_shortest_ttl_needs() {
+    check(
+        "
+         0s  ana opens a session for 300s     => session for 300000 ms
+         0s  ticks                            => every 30000 ms
+         5s  ben opens a session for 1s       => session for 1000 ms
+         5s  ticks                            => every 100 ms
+         6s  tick                             => done
+         6s  ticks                            => every 30000 ms
+    ",
+    );
+}
+
+#[test]
 fn the_leader_ticks_while_something_pends_and_not_otherwise() {
     check(
         "
