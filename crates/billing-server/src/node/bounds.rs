@@ -5,7 +5,8 @@ use std::time::Duration;
 pub const PROPOSALS_QUEUED_MAX: usize = 16_384; // Commands waiting to be proposed or forwarded. Full: Overloaded, at once.
 pub const BATCH_COMMANDS_MAX: usize = 1_024; // A batch is closed at either bound;
 pub const BATCH_BYTES_MAX: usize = 48 * 1024; // with its frame it stays below what one key of the log disk takes.
-pub const SESSION_COMMANDS_FIRST_MAX: usize = 768; // Of a batch: then others that wait get their turn.
+pub const SESSION_COMMANDS_FIRST_MAX: usize = 768; // Of a batch, or this many bytes of it:
+pub const SESSION_BYTES_FIRST_MAX: usize = 36 * 1024; // then others that wait get their turn.
 pub const ENTRIES_IN_FLIGHT_MAX: usize = 8; // More: commands gather into the next batch.
 pub const FORWARDS_IN_FLIGHT_MAX: usize = 8; // Batches on their way to the leader; more: they gather too.
 pub const WAITERS_MAX: usize = 65_536; // Acquires of this node's callers that wait for a lease. More: Overloaded.
@@ -25,3 +26,4 @@ const _: () = assert!(BATCH_BYTES_MAX < 64 * 1024);
 // A watcher is told that it lags before what it needs is gone.
 const _: () = assert!(WATCH_LAG_MAX < billing_core::limits::AUDIT_RECORDS_MAX as u64);
 const _: () = assert!(SESSION_COMMANDS_FIRST_MAX < BATCH_COMMANDS_MAX);
+const _: () = assert!(SESSION_BYTES_FIRST_MAX < BATCH_BYTES_MAX);

@@ -18,7 +18,7 @@ use tokio::sync::{Semaphore, mpsc, oneshot};
 use super::Inner;
 use super::bounds::{
     BATCH_BYTES_MAX, BATCH_COMMANDS_MAX, ENTRIES_IN_FLIGHT_MAX, PROPOSALS_QUEUED_MAX,
-    SESSION_COMMANDS_FIRST_MAX,
+    SESSION_BYTES_FIRST_MAX, SESSION_COMMANDS_FIRST_MAX,
 };
 use super::error::CallError;
 use crate::raft::types::{Batch, LeaderId, Proposal};
@@ -173,6 +173,20 @@ fn size_of(actor: &Actor, command: &Command) -> Result<usize, CallError> {
     Ok(size)
 }
 
+/// What a lane has of one batch.
+#[derive(Default)]
+struct Share {
+    commands: usize,
+    bytes: usize,
+}
+
+impl Share {
+    /// Whether sessions may still go first.
+    fn has_room(&self) -> bool {
+        self.commands < SESSION_COMMANDS_FIRST_MAX && self.bytes < SESSION_BYTES_FIRST_MAX
+    }
+}
+
 /// Takes batches from a queue.
 pub(crate) struct Gather {
     sessions: mpsc::Receiver<Ask>,
@@ -202,7 +216,7 @@ impl Gather {
             let mut bytes = 0;
             let mut batch = Vec::new();
             let mut next = self.carried.take();
-            let mut sessions = 0;
+            let mut sessions = Share::default();
             while let Some(ask) = next {
                 if batch.len() == BATCH_COMMANDS_MAX || bytes + ask.bytes > BATCH_BYTES_MAX {
                     self.carried = Some(ask);
@@ -221,12 +235,13 @@ impl Gather {
         }
     }
 
-    /// What is there now. `sessions` counts those taken from their lane before the others got their turn.
-    fn take_next(&mut self, sessions: &mut usize) -> Option<Ask> {
-        if *sessions < SESSION_COMMANDS_FIRST_MAX
+    /// What is there now. `sessions` is what was taken from their lane before the others got their turn.
+    fn take_next(&mut self, sessions: &mut Share) -> Option<Ask> {
+        if sessions.has_room()
             && let Ok(ask) = self.sessions.try_recv()
         {
-            *sessions += 1;
+            sessions.commands += 1;
+            sessions.bytes += ask.bytes;
             return Some(ask);
         }
         let ask = self.others.try_recv().or_else(|_| self.sessions.try_recv());
@@ -504,6 +519,60 @@ mod tests {
         let rest = batch.iter().filter(|ask| is_beat(ask)).count();
         assert_eq!(first_beats.len() + rest, 1_000, "all within two batches");
         drop((storm, beats));
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn long_sessions_leave_room_for_others_in_a_batch()
+    -> Result<(), Box<dyn std::error::Error>> {
+        let (queue, mut gather) = queue();
+        let open_session = |number: u16| -> Result<Command, billing_core::OutOfBounds> {
+            let mut id = [0; 16];
+            id[..2].copy_from_slice(&number.to_be_bytes());
+            Ok(Command::OpenSession(billing_core::OpenSession {
+                session: billing_core::SessionId::new(id),
+                holder: billing_core::HolderId::new(&"x".repeat(128))?,
+                ttl: billing_core::TtlMs::MAX,
+            }))
+        };
+        let each = size_of(&Actor::ledger(), &open_session(0)?)?;
+        assert!(
+            each * SESSION_COMMANDS_FIRST_MAX > BATCH_BYTES_MAX,
+            "their number alone would let them fill a batch"
+        );
+        let mut asked = Vec::new();
+        for number in 0..1_000 {
+            asked.push(queue.ask(Actor::ledger(), open_session(number)?)?);
+            asked.push(tick(&queue)?);
+        }
+        let batch = gather.next().await.unwrap_or_default();
+        let opens = batch
+            .iter()
+            .filter(|ask| matches!(ask.command, Command::OpenSession(_)))
+            .count();
+        assert!(opens * each >= SESSION_BYTES_FIRST_MAX, "they go first");
+        assert!(opens < batch.len(), "others have their share");
+        drop(asked);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_ledger_is_restored_once() -> Result<(), Box<dyn std::error::Error>> {
+        let (queue, mut gather) = queue();
+        let restore = Command::Restore(billing_core::Restore {
+            reason: Evidence::new("the machine room burned down")?,
+        });
+        let late = queue.ask(Actor::ledger(), restore)?;
+        let other = tick(&queue)?;
+        let batch = without_restore(gather.next().await.unwrap_or_default());
+        let left: Vec<_> = batch.iter().map(|ask| &ask.command).collect();
+        assert_eq!(left, [&Command::Tick]);
+        let answer = late.answer(&Env::real(), Duration::MAX).await;
+        assert!(
+            matches!(&answer, Err(CallError::NotApplied { reason }) if reason.contains("restored")),
+            "{answer:?}"
+        );
+        drop(other);
         Ok(())
     }
 
