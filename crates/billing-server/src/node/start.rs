@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use billing_core::{Actor, Command};
-use billing_env::{Env, Listener};
+use billing_env::{Clock, Env, Listener};
 use billing_proto::raft::raft_service_server::RaftServiceServer;
 use billing_store::Disk;
 use openraft::async_runtime::WatchReceiver as _;
@@ -279,7 +279,8 @@ async fn tick(node: Arc<Inner>) {
             }
             continue;
         };
-        let Some(every_ms) = tick_due(&node, every_ms).await else {
+        let needed = || node.replica.state().ledger.tick_needed();
+        let Some(every_ms) = tick_due(&*node.env.clock, every_ms, needed).await else {
             continue;
         };
         // Entries that were applied meanwhile moved it already.
@@ -293,19 +294,23 @@ async fn tick(node: Arc<Inner>) {
     }
 }
 
-/// Sleeps until a tick is due. Looks again meanwhile: somebody may have come with a shorter TTL. `None`: none is needed any
-/// more.
-async fn tick_due(node: &Inner, mut every_ms: u64) -> Option<u64> {
-    let since = node.env.clock.monotonic();
+/// Sleeps until a tick is due. Looks again at what is needed meanwhile: somebody may have come with a shorter TTL. `None`:
+/// none is needed any more.
+async fn tick_due(
+    clock: &dyn Clock,
+    mut every_ms: u64,
+    needed: impl Fn() -> Option<u64>,
+) -> Option<u64> {
+    let since = clock.monotonic();
     loop {
-        let waited = node.env.clock.monotonic().since(since);
+        let waited = clock.monotonic().since(since);
         let left = Duration::from_millis(every_ms).saturating_sub(waited);
         if left.is_zero() {
             return Some(every_ms);
         }
         let look = Duration::from_millis(billing_core::limits::TICK_MS_MIN);
-        node.env.clock.sleep(left.min(look)).await;
-        every_ms = node.replica.state().ledger.tick_needed()?;
+        clock.sleep(left.min(look)).await;
+        every_ms = needed()?;
     }
 }
 
@@ -382,5 +387,67 @@ async fn hand_over(node: &Inner) {
 impl From<StartError> for io::Error {
     fn from(error: StartError) -> Self {
         io::Error::other(error)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU64, Ordering};
+
+    use billing_env::{BootTime, BoxFuture, MonoTime};
+
+    use super::*;
+
+    /// Time that only sleeping moves: nobody waits.
+    #[derive(Default)]
+    struct Slept(AtomicU64);
+
+    impl Slept {
+        fn ms(&self) -> u64 {
+            self.0.load(Ordering::Relaxed) / 1_000_000
+        }
+    }
+
+    impl Clock for Slept {
+        fn monotonic(&self) -> MonoTime {
+            MonoTime(self.0.load(Ordering::Relaxed))
+        }
+        fn boottime(&self) -> BootTime {
+            BootTime::default()
+        }
+        fn wall_ms(&self) -> u64 {
+            0
+        }
+        fn sleep(&self, duration: Duration) -> BoxFuture<'static, ()> {
+            let slept = u64::try_from(duration.as_nanos()).unwrap_or(u64::MAX);
+            self.0.fetch_add(slept, Ordering::Relaxed);
+            Box::pin(std::future::ready(()))
+        }
+    }
+
+    #[tokio::test]
+    async fn a_tick_is_due_when_its_time_has_come() {
+        let clock = Slept::default();
+        assert_eq!(
+            tick_due(&clock, 30_000, || Some(30_000)).await,
+            Some(30_000)
+        );
+        assert_eq!(clock.ms(), 30_000);
+    }
+
+    #[tokio::test]
+    async fn a_tick_is_due_earlier_when_somebody_came_with_a_shorter_ttl() {
+        let clock = Slept::default();
+        let needed = || Some(if clock.ms() < 5_000 { 30_000 } else { 100 });
+        assert_eq!(tick_due(&clock, 30_000, needed).await, Some(100));
+        assert_eq!(clock.ms(), 5_000, "the shorter one was over when it came");
+    }
+
+    #[tokio::test]
+    async fn no_tick_is_due_once_nobody_needs_one() {
+        let clock = Slept::default();
+        let needed = || (clock.ms() < 5_000).then_some(30_000);
+        assert_eq!(tick_due(&clock, 30_000, needed).await, None);
+        assert_eq!(clock.ms(), 5_000);
     }
 }
