@@ -5,6 +5,7 @@
 //! A change of voters is two entries of the log (joint, then the new set alone). Whoever leads finishes what a leader before
 //! it began. A leader that is to go hands its leadership over first, and the next one removes it.
 
+use std::cmp::Reverse;
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::Arc;
@@ -165,8 +166,8 @@ struct Scene {
     nodes: BTreeMap<u64, Peer>,
     /// Every id that was ever a member's.
     used: BTreeSet<u64>,
-    /// Those that answered within the longest election timeout, this node too.
-    heard: BTreeSet<u64>,
+    /// Those that answered within the longest election timeout, this node too, and how long ago.
+    heard: BTreeMap<u64, Duration>,
     matched: BTreeMap<u64, u64>,
     last_log: u64,
 }
@@ -214,14 +215,14 @@ impl Scene {
         let me = node.config.node;
         let lately = node.config.election_timeout_max;
         let membership = metrics.membership_config.membership();
-        let mut heard: BTreeSet<u64> = metrics
+        let mut heard: BTreeMap<u64, Duration> = metrics
             .heartbeat
             .iter()
             .flatten()
-            .filter(|(_, at)| at.as_ref().is_some_and(|at| at.elapsed() <= lately))
-            .map(|(&id, _)| id)
+            .filter_map(|(&id, at)| Some((id, at.as_ref()?.elapsed())))
+            .filter(|(_, ago)| *ago <= lately)
             .collect();
-        heard.insert(me);
+        heard.insert(me, Duration::ZERO);
         let mut used = node.replica.state().ids_used.clone();
         used.extend(membership.nodes().map(|(&id, _)| id));
         Scene {
@@ -390,11 +391,9 @@ impl Scene {
         Ok(Step::HandOver { heir: to })
     }
 
-    /// Hands over to the voter of `wanted` whose log reaches farthest.
+    /// Hands over to the first of the heirs among `wanted`.
     fn give_way(&self, wanted: &BTreeSet<u64>) -> Result<Step, Refusal> {
-        let others = wanted.iter().filter(|&&id| id != self.me);
-        let ready = others.filter(|&&id| self.keeps_up(id).is_ok());
-        match ready.max_by_key(|id| self.matched.get(id)) {
+        match self.heirs(wanted).first() {
             Some(&heir) => Ok(Step::HandOver { heir }),
             None => Err(Refusal(
                 self.me,
@@ -405,6 +404,15 @@ impl Scene {
                 ),
             )),
         }
+    }
+
+    /// Who of `wanted` could lead instead: whose log reaches farthest comes first, and among equals, as in a cluster that is
+    /// idle, who was heard from last.
+    fn heirs(&self, wanted: &BTreeSet<u64>) -> Vec<u64> {
+        let others = wanted.iter().copied().filter(|&id| id != self.me);
+        let mut heirs: Vec<u64> = others.filter(|&id| self.keeps_up(id).is_ok()).collect();
+        heirs.sort_by_key(|id| (Reverse(self.matched.get(id)), self.heard.get(id)));
+        heirs
     }
 
     fn is_member(&self, node: u64) -> Result<(), Refusal> {
@@ -423,7 +431,7 @@ impl Scene {
 
     /// Refuses for a node that would hold the others up.
     fn keeps_up(&self, node: u64) -> Result<(), Refusal> {
-        let detail = if !self.heard.contains(&node) {
+        let detail = if !self.heard.contains_key(&node) {
             "it was not heard from lately: start it, or look at its log".to_owned()
         } else {
             match self.matched.get(&node) {
@@ -459,7 +467,8 @@ impl Scene {
                 ),
             ));
         }
-        let reached: BTreeSet<u64> = wanted.intersection(&self.heard).copied().collect();
+        let reached = wanted.iter().copied();
+        let reached: BTreeSet<u64> = reached.filter(|id| self.heard.contains_key(id)).collect();
         let needed = count / 2 + 1;
         if reached.len() < needed {
             return Err(Refusal(
@@ -475,6 +484,12 @@ impl Scene {
         }
         Ok(())
     }
+}
+
+/// The voters that could lead when this node goes, the best one first.
+pub(crate) fn heirs(node: &Inner) -> Vec<u64> {
+    let scene = Scene::of(node);
+    scene.heirs(&scene.voters)
 }
 
 fn subject(change: &Change) -> Option<u64> {
@@ -768,10 +783,27 @@ mod tests {
             voters: all.clone(),
             nodes: all.iter().map(|&id| (id, peer(id))).collect(),
             used: all.clone(),
-            heard: all,
+            heard: all.into_iter().map(|id| (id, Duration::ZERO)).collect(),
             matched: BTreeMap::new(),
             last_log: 0,
         }
+    }
+
+    #[test]
+    fn an_heir_was_heard_from_and_has_the_longest_log() {
+        let mut scene = three();
+        let voters = scene.voters.clone();
+        scene.last_log = 200;
+        scene.matched = BTreeMap::from([(2, 200), (3, 200)]);
+        let ago = Duration::from_millis;
+        scene.heard = BTreeMap::from([(1, ago(0)), (2, ago(20)), (3, ago(900))]);
+        assert_eq!(scene.heirs(&voters), [2, 3], "equal logs: heard from last");
+        scene.matched.insert(2, 150);
+        assert_eq!(scene.heirs(&voters), [3, 2], "the longer log");
+        scene.matched.insert(2, 99);
+        assert_eq!(scene.heirs(&voters), [3], "too far behind");
+        scene.heard.remove(&3);
+        assert_eq!(scene.heirs(&voters), [0; 0], "not heard from lately");
     }
 
     #[test]

@@ -349,37 +349,28 @@ async fn hand_over(node: &Inner) {
     if node.leadership().is_none() {
         return;
     }
-    let heir = {
-        let metrics = node.raft.metrics();
-        let metrics = metrics.borrow_watched();
-        let voters: Vec<u64> = metrics.membership_config.voter_ids().collect();
-        metrics.replication.as_ref().and_then(|replication| {
-            replication
-                .iter()
-                .filter(|(id, _)| **id != node.config.node && voters.contains(id))
-                .max_by_key(|(_, matched)| matched.as_ref().map(|matched| matched.index))
-                .map(|(&id, _)| id)
-        })
-    };
-    let Some(heir) = heir else {
-        return;
-    };
-    if node.raft.trigger().transfer_leader(heir).await.is_err() {
-        return;
-    }
-    let gone = async {
-        let mut metrics = node.raft.server_metrics();
-        while node.leadership().is_some() {
-            if metrics.changed().await.is_err() {
-                return;
-            }
+    // The others may elect somebody by themselves an election timeout after they were told of a transfer: earlier than that,
+    // the next one is asked.
+    let patience = node.config.election_timeout_min / 2;
+    for heir in membership::heirs(node) {
+        tracing::info!(heir, "handing the leadership over");
+        if node.raft.trigger().transfer_leader(heir).await.is_err() {
+            return;
         }
-    };
-    tokio::select! {
-        biased;
-        () = gone => {}
-        () = node.env.clock.sleep(node.config.election_timeout_max) => {
-            tracing::warn!(heir, "the leadership was not handed over in time");
+        let gone = async {
+            let mut metrics = node.raft.server_metrics();
+            while node.leadership().is_some() {
+                if metrics.changed().await.is_err() {
+                    return;
+                }
+            }
+        };
+        tokio::select! {
+            biased;
+            () = gone => return,
+            () = node.env.clock.sleep(patience) => {
+                tracing::warn!(heir, "the leadership was not handed over in time");
+            }
         }
     }
 }
