@@ -15,7 +15,8 @@ use super::membership::{Change, Word};
 use super::proposer::{self, Answer, Ask, Gather, refuse};
 use crate::raft::links::{Lane, body, never_sent, payload};
 
-/// The forwarder of one node; works while another node leads.
+/// The forwarder of one node; works while another node leads. Ends when the node does: then what was queued before is
+/// answered.
 pub(crate) async fn run(node: Arc<Inner>, mut gather: Gather) {
     let in_flight = Arc::new(Semaphore::new(FORWARDS_IN_FLIGHT_MAX));
     let mut closing = node.closing.subscribe();
@@ -32,6 +33,8 @@ pub(crate) async fn run(node: Arc<Inner>, mut gather: Gather) {
             }
         };
         let Some(batch) = batch else {
+            drop(place);
+            proposer::drained(&in_flight, FORWARDS_IN_FLIGHT_MAX).await;
             return;
         };
         let node = node.clone();

@@ -84,6 +84,8 @@ pub(crate) struct Inner {
     pub leaving: AtomicBool,
     /// The listener ends.
     pub deaf: watch::Sender<bool>,
+    /// Those that end by themselves when the node ends, once what was queued is answered.
+    emptying: Mutex<Vec<JoinHandle<()>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,
 }
 
@@ -301,6 +303,17 @@ impl Inner {
         self.ask(actor, command)?
             .answer(&self.env, self.config.call_timeout)
             .await
+    }
+
+    fn keep_until_empty(&self, queues: impl IntoIterator<Item = JoinHandle<()>>) {
+        self.emptying
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .extend(queues);
+    }
+
+    fn take_emptying(&self) -> Vec<JoinHandle<()>> {
+        std::mem::take(&mut *self.emptying.lock().unwrap_or_else(PoisonError::into_inner))
     }
 
     pub(crate) fn keep_task(&self, task: JoinHandle<()>) {

@@ -260,7 +260,8 @@ pub(crate) fn refuse(batch: Vec<Ask>, error: &CallError) {
     }
 }
 
-/// The proposer of one node; works while that node leads.
+/// The proposer of one node; works while that node leads. Ends when the node does: then what was queued before is applied, or
+/// whatever became of it.
 pub(crate) async fn run(node: Arc<Inner>, mut gather: Gather) {
     let in_flight = node.entries_in_flight.clone();
     let mut closing = node.closing.subscribe();
@@ -279,6 +280,8 @@ pub(crate) async fn run(node: Arc<Inner>, mut gather: Gather) {
             }
         };
         let Some(batch) = batch else {
+            drop(place);
+            drained(&in_flight, ENTRIES_IN_FLIGHT_MAX).await;
             return;
         };
         let leadership = match ready_leadership(&node).await {
@@ -416,19 +419,11 @@ pub(crate) async fn ready_leadership(node: &Inner) -> Result<LeaderId, CallError
     Ok(leadership)
 }
 
-/// Resolves when no entry is in flight any more, or after `patience`.
-pub(crate) async fn drained(in_flight: &Arc<Semaphore>, env: &Env, patience: Duration) {
-    let all = u32::try_from(ENTRIES_IN_FLIGHT_MAX).unwrap_or(u32::MAX);
-    tokio::select! {
-        biased;
-        // Never given back: nothing is proposed after this.
-        all = in_flight.acquire_many(all) => {
-            if let Ok(all) = all {
-                all.forget();
-            }
-        }
-        () = env.clock.sleep(patience) => {}
-    }
+/// Resolves when all `places` are free: nothing is in flight any more.
+pub(crate) async fn drained(in_flight: &Semaphore, places: usize) {
+    let all = u32::try_from(places).unwrap_or(u32::MAX);
+    // An error means that nobody gives places out any more; here nobody says so.
+    let _ = in_flight.acquire_many(all).await;
 }
 
 #[cfg(test)]

@@ -33,7 +33,7 @@ use crate::raft::types::Raft;
 
 /// A snapshot may take this long for each piece, and for being installed at the end.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(30);
-/// What a listener without a leader still has to do when the node ends.
+/// What was queued before the node ends goes out within this, and is answered. What is still queued then is refused.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
 
 /// How one node is set up. Whose disk it is, the disk itself says.
@@ -157,13 +157,16 @@ impl Node {
             closing: watch::Sender::new(false),
             leaving: std::sync::atomic::AtomicBool::new(false),
             deaf: watch::Sender::new(false),
+            emptying: Mutex::default(),
             tasks: Mutex::default(),
         });
         inner.raft.run();
         know_myself(&inner).await?;
-        for task in [
+        inner.keep_until_empty([
             tokio::spawn(proposer::run(inner.clone(), proposed)),
             tokio::spawn(forward::run(inner.clone(), forwarded)),
+        ]);
+        for task in [
             tokio::spawn(reads::run(inner.clone(), rounds)),
             tokio::spawn(tick(inner.clone())),
             tokio::spawn(watch_disk(inner.clone())),
@@ -183,12 +186,12 @@ impl Node {
         Ok(Node { inner })
     }
 
-    /// Ends in order: takes nothing new, lets what was proposed finish, hands the leadership over, and leaves everything
-    /// durable. Calls that still wait hear that the node stops.
+    /// Ends in order: takes nothing new, lets what was asked before go out and finish, hands the leadership over, and leaves
+    /// everything durable. Calls that still wait hear that the node stops.
     pub async fn shutdown(self) {
         let inner = self.inner;
         inner.closing.send_replace(true);
-        proposer::drained(&inner.entries_in_flight, &inner.env, CLOSE_PATIENCE).await;
+        emptied(&inner).await;
         hand_over(&inner).await;
         inner.deaf.send_replace(true);
         if let Err(error) = inner.raft.shutdown().await {
@@ -200,6 +203,22 @@ impl Node {
         if let Err(error) = inner.log.close().await {
             tracing::warn!(%error, "the log was not closed in order");
         }
+    }
+}
+
+/// Resolves when nothing is queued or in flight any more, or patience is over; from then on nothing leaves.
+async fn emptied(node: &Inner) {
+    let mut queues = node.take_emptying();
+    let all = futures::future::join_all(&mut queues);
+    tokio::select! {
+        biased;
+        _ = all => {}
+        () = node.env.clock.sleep(CLOSE_PATIENCE) => {
+            tracing::warn!("what was queued did not go out in time; what is left is refused");
+        }
+    }
+    for queue in queues {
+        queue.abort();
     }
 }
 
@@ -344,7 +363,8 @@ async fn watch_consensus(node: Arc<Inner>) {
     }
 }
 
-/// Lets another voter lead before this one goes, so that nobody has to wait for an election timeout.
+/// Lets another voter lead before this one goes, so that nobody has to wait for an election timeout. One heir after the
+/// other: whoever was heard from lately may be dead by now.
 async fn hand_over(node: &Inner) {
     if node.leadership().is_none() {
         return;

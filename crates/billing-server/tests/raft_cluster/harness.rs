@@ -224,6 +224,17 @@ impl Cluster {
         Ok(())
     }
 
+    /// Every node is started again with the settings of `tune`, and so is whatever starts from now on.
+    pub async fn retune(&mut self, tune: Tune) -> Result<()> {
+        self.retune_followers(tune).await?;
+        let last = self.leader().await?;
+        self.stop(last).await?;
+        self.leader().await?;
+        self.restart(last).await?;
+        self.leader().await?;
+        Ok(())
+    }
+
     /// Ends a node as a crash would: nothing is said, nothing is flushed.
     pub async fn kill(&mut self, node: u64) -> Result<()> {
         let mut running = self.running.remove(&node).context("it runs")?;

@@ -2,6 +2,7 @@
 
 mod basics;
 mod divergence;
+mod endings;
 mod failover;
 mod folders;
 mod forge;
@@ -10,3 +11,4 @@ mod membership;
 mod restored;
 mod snapshots;
 mod time;
+mod wires;

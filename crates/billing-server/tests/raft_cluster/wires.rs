@@ -1,0 +1,142 @@
+//! The way out of one node, for tests that cut it, or that let one thing through and nothing after it. What comes in is
+//! never touched.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::io;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use billing_env::{BoxFuture, BoxIo, Listener, Net, RealNet};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
+use tokio::sync::watch;
+
+/// What becomes of the bytes in which a marker is found.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Marked {
+    Arrives,
+    IsLost,
+}
+
+#[derive(Debug)]
+struct Swallowing {
+    marker: Vec<u8>,
+    marked: Marked,
+    seen: bool,
+}
+
+#[derive(Default)]
+struct Shared {
+    cut: watch::Sender<BTreeSet<String>>,
+    tries: Mutex<BTreeMap<String, u64>>,
+    swallowing: Mutex<BTreeMap<String, Swallowing>>,
+}
+
+/// The kernel's sockets, between which and the node somebody stands. Clones are the same.
+#[derive(Default, Clone)]
+pub struct Wires(Arc<Shared>);
+
+fn lock<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+impl Wires {
+    /// What stands is closed, and nobody is reached. A broken network, not a refusal: it says nothing about the process there.
+    pub fn cut(&self, address: &str) {
+        self.0.cut.send_modify(|cut| {
+            cut.insert(address.to_owned());
+        });
+    }
+
+    /// Everything arrives again.
+    pub fn mend(&self) {
+        self.0.cut.send_modify(BTreeSet::clear);
+        lock(&self.0.swallowing).clear();
+    }
+
+    /// How often the node has tried to connect to `address`.
+    pub fn tries(&self, address: &str) -> u64 {
+        lock(&self.0.tries).get(address).copied().unwrap_or(0)
+    }
+
+    /// Once `marker` was seen on its way to `address`, nothing that is sent there arrives any more, and the sender cannot tell.
+    pub fn swallow(&self, address: &str, marker: &str, marked: Marked) {
+        let swallowing = Swallowing {
+            marker: marker.as_bytes().to_vec(),
+            marked,
+            seen: false,
+        };
+        lock(&self.0.swallowing).insert(address.to_owned(), swallowing);
+    }
+
+    /// Whether these bytes arrive.
+    fn arrives(&self, address: &str, bytes: &[u8]) -> bool {
+        let mut all = lock(&self.0.swallowing);
+        let Some(swallowing) = all.get_mut(address) else {
+            return true;
+        };
+        if swallowing.seen {
+            return false;
+        }
+        let marker = &swallowing.marker;
+        swallowing.seen = bytes.windows(marker.len()).any(|found| found == marker);
+        !swallowing.seen || swallowing.marked == Marked::Arrives
+    }
+
+    async fn carry(
+        &self,
+        address: &str,
+        mut from: impl AsyncRead + Unpin,
+        mut to: impl AsyncWrite + Unpin,
+    ) -> io::Result<()> {
+        let mut bytes = vec![0; 64 * 1024];
+        loop {
+            let read = from.read(&mut bytes).await?;
+            if read == 0 {
+                return to.shutdown().await;
+            }
+            if self.arrives(address, &bytes[..read]) {
+                to.write_all(&bytes[..read]).await?;
+            }
+        }
+    }
+}
+
+impl Net for Wires {
+    fn connect(&self, address: &str) -> BoxFuture<'static, io::Result<BoxIo>> {
+        let wires = self.clone();
+        let address = address.to_owned();
+        *lock(&self.0.tries).entry(address.clone()).or_default() += 1;
+        let mut cut = self.0.cut.subscribe();
+        Box::pin(async move {
+            if cut.borrow().contains(&address) {
+                return Err(io::ErrorKind::HostUnreachable.into());
+            }
+            let (mut answers, far) = tokio::io::split(RealNet.connect(&address).await?);
+            let (near, relay) = tokio::io::duplex(64 * 1024);
+            tokio::spawn(async move {
+                let (said, mut hears) = tokio::io::split(relay);
+                tokio::select! {
+                    _ = cut.wait_for(|cut| cut.contains(&address)) => {}
+                    _ = wires.carry(&address, said, far) => {}
+                    _ = tokio::io::copy(&mut answers, &mut hears) => {}
+                }
+            });
+            Ok(Box::new(near) as BoxIo)
+        })
+    }
+
+    fn listen(&self, address: &str) -> BoxFuture<'static, io::Result<Box<dyn Listener>>> {
+        RealNet.listen(address)
+    }
+}
+
+/// Wires for each of these nodes, and the same as what a cluster starts through.
+pub fn wired(
+    nodes: std::ops::RangeInclusive<u64>,
+) -> (BTreeMap<u64, Wires>, BTreeMap<u64, Arc<dyn Net>>) {
+    let wires: BTreeMap<u64, Wires> = nodes.map(|id| (id, Wires::default())).collect();
+    let nets = wires
+        .iter()
+        .map(|(&id, wires)| (id, Arc::new(wires.clone()) as Arc<dyn Net>))
+        .collect();
+    (wires, nets)
+}
