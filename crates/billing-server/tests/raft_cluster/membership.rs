@@ -10,6 +10,7 @@ use billing_server::node::{CallError, Change, Changed, Node, NodeConfig, Role};
 use billing_server::raft::Peer;
 
 use crate::harness::*;
+use crate::wires::{Marked, wired};
 
 const PATIENCE: Duration = Duration::from_secs(20);
 
@@ -446,5 +447,107 @@ async fn the_membership_counts_not_the_configured_peers() -> Result<()> {
     acquired(cluster.node(stays), 1..5).await?;
     assert!(cluster.running[&stays].ended().is_none());
     assert_ne!(cluster.node(4).status().role, Role::Learner);
+    Ok(())
+}
+
+#[tokio::test]
+async fn a_change_that_a_dead_leader_left_half_made_is_finished_by_the_next() -> Result<()> {
+    let (wires, nets) = wired(1..=4);
+    let mut cluster = Cluster::start_through(nets, plain).await?;
+    let first = cluster.leader().await?;
+    insist(cluster.node(first), open_session(1, 300_000)?).await??;
+    let replaced = cluster.follower().await?;
+    let peer = launch(&mut cluster, 4).await?;
+    add(cluster.node(first), 4, &peer).await??;
+    cluster.kill(replaced).await?;
+    let leader = cluster.leader().await?;
+    let other = cluster
+        .ids()
+        .into_iter()
+        .find(|&id| ![leader, 4].contains(&id));
+    let other = other.context("one voter is left")?;
+    let node = cluster.node(leader).clone();
+    eventually("the learner has caught up", || {
+        let status = node.status();
+        let learner = status.members.iter().find(|member| member.node == 4);
+        std::future::ready(learner.is_some_and(|member| member.matched == status.last_log))
+    })
+    .await?;
+    // Nobody can ask this leader for a vote while it lives, so it stays one.
+    for id in [other, 4] {
+        wires[&id].cut(&cluster.members[&leader].raft);
+    }
+    // An entry that names the learner's clients' address is one of the membership. The other voter gets the first one, which
+    // is enough to commit it, and no further one; the learner gets none.
+    wires[&leader].swallow(&cluster.members[&other].raft, &peer.client, Marked::Arrives);
+    wires[&leader].swallow(&peer.raft, &peer.client, Marked::IsLost);
+    let before = node.status().last_log.context("a log")?;
+    let replace = promote(4, Some(replaced), false);
+    let asked = node.clone();
+    let changing = replace.clone();
+    let stands = tokio::spawn(async move { asked.change(changing).await });
+    eventually(
+        "the first entry is applied and the second one stands alone",
+        || {
+            let status = node.status();
+            std::future::ready(status.applied > Some(before) && status.last_log > status.applied)
+        },
+    )
+    .await?;
+    let status = node.status();
+    assert_eq!(
+        (status.applied, status.last_log),
+        (Some(before + 1), Some(before + 2))
+    );
+    refused(
+        change(&node, remove(4, false)).await,
+        MembershipReason::InProgress,
+        &["try again"],
+    )?;
+    eventually(
+        "the other voter counts both sets, and knows no more",
+        || {
+            let known = (
+                voters(cluster.node(other)),
+                cluster.node(other).status().last_log,
+            );
+            std::future::ready(known == (vec![1, 2, 3, 4], Some(before + 1)))
+        },
+    )
+    .await?;
+    // Whoever holds on to a node keeps its folder.
+    stands.abort();
+    let _ = stands.await;
+    drop(node);
+    cluster.kill(leader).await?;
+    cluster.restart(replaced).await?;
+    // It is needed once more: of the voters before the change, two must agree on who leads.
+    let next = cluster.leader_among(&[other, 4]).await?;
+    assert_eq!(next, other, "nobody else has the change in its log");
+    let left: Vec<u64> = (1..=4).filter(|&id| id != replaced).collect();
+    eventually("the change is finished", || {
+        let done = [other, 4]
+            .iter()
+            .all(|&id| voters(cluster.node(id)) == left);
+        std::future::ready(done)
+    })
+    .await?;
+    let told = tokio::time::timeout(PATIENCE, cluster.node(replaced).removed()).await?;
+    assert!(
+        told.contains(&format!("node {replaced} was removed")),
+        "{told}"
+    );
+    cluster.kill(replaced).await?;
+    acquired(cluster.node(4), 1..5).await?;
+    // The one that began it finds its second entry made by somebody else, and follows.
+    for id in [leader, other, 4] {
+        wires[&id].mend();
+    }
+    cluster.restart(leader).await?;
+    cluster.leader().await?;
+    cluster.same_state().await?;
+    assert_eq!(voters(cluster.node(leader)), left);
+    // Asked again, as after a lost answer.
+    change(cluster.node(leader), replace).await??;
     Ok(())
 }
