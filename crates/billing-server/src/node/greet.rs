@@ -300,3 +300,42 @@ fn compare_wall(node: &Inner, offsets: &[i64]) {
 pub(super) fn contradicted(status: &Status) -> EndReason {
     EndReason::Contradicted(status.message().to_owned())
 }
+
+#[cfg(test)]
+mod tests {
+    use billing_env::{Env, Net, RealNet};
+    use billing_store::Identity;
+
+    use super::*;
+    use crate::node::{FailStop, Node, NodeConfig};
+
+    #[tokio::test]
+    async fn an_address_that_leads_to_oneself_ends_nobody() -> Result<(), Box<dyn std::error::Error>>
+    {
+        let listener = RealNet.listen("127.0.0.1:0").await?;
+        let own = Peer {
+            client: "127.0.0.1:9".to_owned(),
+            raft: listener.local_addr()?.to_string(),
+        };
+        // As after a member was added with this node's own address, under another name for it.
+        let members = BTreeMap::from([(1, own.clone()), (2, own.clone())]);
+        let folder = tempfile::tempdir()?;
+        let identity = Identity {
+            cluster: "tests".into(),
+            node: 1,
+            created_unix_ms: 0,
+        };
+        let disk = billing_store::create(&folder.path().join("node"), &identity)?;
+        let config = NodeConfig::new(1, members);
+        let fail_stop = FailStop::new(|_| {});
+        let node = Node::start(config, Env::real(), disk, listener, fail_stop.clone()).await?;
+        let refused = greet(&node.inner, 2, &own, &Greeting::default()).await;
+        let status = refused.err().ok_or("it took itself for another node")?;
+        assert_eq!(status.code(), Code::FailedPrecondition, "{status:?}");
+        assert!(status.message().contains("reached itself"), "{status:?}");
+        round(&node.inner).await;
+        assert!(!fail_stop.is_tripped());
+        node.shutdown().await;
+        Ok(())
+    }
+}
