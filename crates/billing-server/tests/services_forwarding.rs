@@ -5,8 +5,9 @@ mod common;
 use std::process::Command;
 
 use anyhow::{Context, Result};
-use billing_core::Rejection;
+use billing_core::{InvoiceId, Ledger, Rejection};
 use billing_proto::v1;
+use billing_server::node::Consistency;
 use common::{Cluster, acquire, lease, refused, release};
 use tonic::Code;
 use tonic::metadata::MetadataMap;
@@ -193,6 +194,47 @@ async fn a_cancelled_call_leaves_the_queue_and_is_never_granted() -> Result<()> 
             .lease
             .is_none()
     );
+    cluster.stop().await;
+    Ok(())
+}
+
+#[tokio::test]
+async fn who_waits_on_a_node_that_shuts_down_keeps_its_place() -> Result<()> {
+    let mut cluster = Cluster::start(3).await?;
+    let (leader, followers) = cluster.leader_and_followers().await?;
+    let goes = followers[0];
+    let held = lease(
+        cluster
+            .leases(leader)?
+            .acquire_lease(acquire("inv-7", "ana"))
+            .await?,
+    )?;
+    let wait = v1::AcquireLeaseRequest {
+        request_id: vec![7; 16],
+        wait_ms: 60_000,
+        ..acquire("inv-7", "ben")
+    };
+    let (mut waiting, asked) = (cluster.leases(goes)?, wait.clone());
+    let waits = tokio::spawn(async move { waiting.acquire_lease(asked).await });
+    common::until(|| async { Ok(cluster.waiters("inv-7").await? == 1) }).await?;
+    // It answers what it was asked and forwards what it has queued: a withdrawal would be applied by the end of this.
+    cluster.nodes.remove(goes).finish(common::PATIENCE).await;
+    let status = waits.await?.err().context("granted")?;
+    assert_eq!(status.code(), Code::Unknown, "{status:?}");
+    let id = InvoiceId::new("inv-7")?;
+    let stays = cluster.nodes.first().context("two run")?.node();
+    let look = |ledger: &Ledger| ledger.invoice_view(&id).map(|view| view.waiters);
+    let (waiters, _) = stays.read(Consistency::Linearizable, look).await?;
+    assert_eq!(waiters, Some(1), "it stands where it stood");
+    // The same request at another node finds its place.
+    let mut again = cluster.leases(followers[1])?;
+    let waits = tokio::spawn(async move { again.acquire_lease(wait).await });
+    cluster
+        .leases(leader)?
+        .release_lease(release(&held))
+        .await?;
+    let granted = lease(tokio::time::timeout(common::PATIENCE, waits).await???)?;
+    assert_eq!(granted.holder, "ben");
     cluster.stop().await;
     Ok(())
 }
