@@ -28,8 +28,11 @@ pub const PATIENCE: Duration = Duration::from_secs(20);
 pub struct Cluster {
     pub nodes: Vec<Serving>,
     pub addresses: Vec<String>,
-    _folder: tempfile::TempDir,
+    folder: tempfile::TempDir,
+    tune: Tune,
 }
+
+pub type Tune = fn(&mut NodeConfig);
 
 impl Cluster {
     /// Founds a cluster of `count` nodes and waits until each of them is serving.
@@ -38,6 +41,11 @@ impl Cluster {
     }
 
     pub async fn with_limits(count: u64, limits: ClientLimits) -> Result<Cluster> {
+        Cluster::tuned(count, limits, |_| {}).await
+    }
+
+    /// `tune` changes the settings of each node.
+    pub async fn tuned(count: u64, limits: ClientLimits, tune: Tune) -> Result<Cluster> {
         let env = Env::real();
         let folder = tempfile::tempdir()?;
         let mut listeners = Vec::new();
@@ -61,7 +69,7 @@ impl Cluster {
                 created_unix_ms: env.clock.wall_ms(),
             };
             let disk = billing_store::create(&folder.path().join(id.to_string()), &identity)?;
-            let config = NodeConfig {
+            let mut config = NodeConfig {
                 founding: Some(Founding {
                     ledger_id: ledger_id.clone(),
                     no_prior_charges: true,
@@ -69,6 +77,7 @@ impl Cluster {
                 }),
                 ..NodeConfig::new(id, members.clone())
             };
+            tune(&mut config);
             let fail_stop = FailStop::new(|reason| eprintln!("a node ended: {reason}"));
             let node = Node::start(config, env.clone(), disk, peers, fail_stop).await?;
             nodes.push(Serving::start(env.clone(), node, clients, limits).await?);
@@ -77,12 +86,43 @@ impl Cluster {
         let cluster = Cluster {
             nodes,
             addresses,
-            _folder: folder,
+            folder,
+            tune,
         };
         for at in 0..cluster.addresses.len() {
             cluster.says(at, ServingStatus::Serving).await?;
         }
         Ok(cluster)
+    }
+
+    /// Starts an empty node that knows nobody, as `billingd join` does, behind the others; says how it is added.
+    pub async fn launch(&mut self, id: u64) -> Result<v1::AddLearnerRequest> {
+        let env = Env::real();
+        let clients = env.net.listen("127.0.0.1:0").await?;
+        let peers = env.net.listen("127.0.0.1:0").await?;
+        let peer = Peer {
+            client: clients.local_addr()?.to_string(),
+            raft: peers.local_addr()?.to_string(),
+        };
+        let identity = Identity {
+            cluster: "tests".into(),
+            node: id,
+            created_unix_ms: env.clock.wall_ms(),
+        };
+        let disk = billing_store::create(&self.folder.path().join(id.to_string()), &identity)?;
+        let mut config = NodeConfig::new(id, BTreeMap::from([(id, peer.clone())]));
+        (self.tune)(&mut config);
+        let fail_stop = FailStop::new(|reason| eprintln!("a node ended: {reason}"));
+        let node = Node::start(config, env.clone(), disk, peers, fail_stop).await?;
+        let limits = ClientLimits::default();
+        self.nodes
+            .push(Serving::start(env, node, clients, limits).await?);
+        self.addresses.push(peer.client.clone());
+        Ok(v1::AddLearnerRequest {
+            node_id: id,
+            client_address: peer.client,
+            raft_address: peer.raft,
+        })
     }
 
     pub fn channel(&self, at: usize) -> Result<Channel> {
