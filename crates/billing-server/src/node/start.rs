@@ -373,21 +373,29 @@ async fn hand_over(node: &Inner) {
     // the next one is asked.
     let patience = node.config.election_timeout_min / 2;
     for heir in membership::heirs(node) {
+        if node.leadership().is_none() {
+            return;
+        }
         tracing::info!(heir, "handing the leadership over");
         if node.raft.trigger().transfer_leader(heir).await.is_err() {
             return;
         }
-        let gone = async {
-            let mut metrics = node.raft.server_metrics();
-            while node.leadership().is_some() {
-                if metrics.changed().await.is_err() {
+        // Having given it a vote is not enough: a port that refuses while the heir still counts its votes calls for another
+        // campaign, and the two may tie.
+        let mut metrics = node.raft.server_metrics();
+        let taken_over = async {
+            loop {
+                let leads = metrics.borrow_watched().current_leader;
+                if leads.is_some_and(|leads| leads != node.config.node)
+                    || metrics.changed().await.is_err()
+                {
                     return;
                 }
             }
         };
         tokio::select! {
             biased;
-            () = gone => return,
+            () = taken_over => return,
             () = node.env.clock.sleep(patience) => {
                 tracing::warn!(heir, "the leadership was not handed over in time");
             }
