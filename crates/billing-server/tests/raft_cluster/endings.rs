@@ -38,6 +38,20 @@ async fn leads(node: &Node) -> Result<()> {
     .await
 }
 
+/// Begins to end a node in order; resolves when it has ended.
+fn ended(cluster: &Cluster, node: u64) -> impl Future<Output = Result<()>> + use<> {
+    let ending = cluster.node(node).clone();
+    let (ended, gone) = tokio::sync::oneshot::channel();
+    let begun = cluster.beside(node, async move {
+        ending.shutdown().await;
+        let _ = ended.send(());
+    });
+    async move {
+        begun?;
+        Ok(gone.await?)
+    }
+}
+
 /// Waits until the leader knows that all logs are as long as its own: nothing but being heard from tells the others apart.
 async fn equally_far(leader: &Node) -> Result<()> {
     eventually("all logs are equally long", || {
@@ -54,11 +68,7 @@ async fn a_leader_that_goes_hands_over_to_somebody_who_is_alive() -> Result<()> 
     cluster.retune_followers(patient).await?;
     let leader = cluster.leader().await?;
     equally_far(cluster.node(leader)).await?;
-    let others: Vec<u64> = cluster
-        .ids()
-        .into_iter()
-        .filter(|&id| id != leader)
-        .collect();
+    let others = cluster.others(leader);
     let (live, dead) = (others[0], others[1]);
     cluster.kill(dead).await?;
     // Only now, so that whoever answers was heard from later than the dead one.
@@ -81,35 +91,26 @@ async fn an_heir_that_cannot_take_over_is_passed_over() -> Result<()> {
     let mut cluster = Cluster::start_through(nets, plain).await?;
     cluster.retune(patient_with_heirs).await?;
     let leader = cluster.leader().await?;
-    let others: Vec<u64> = cluster
-        .ids()
-        .into_iter()
-        .filter(|&id| id != leader)
-        .collect();
-    let (mute, able) = (others[0], others[1]);
+    let others = cluster.others(leader);
+    let (lost, able) = (others[0], others[1]);
     let at = |id: u64| cluster.members[&id].raft.clone();
-    let (leader_at, able_at) = (at(leader), at(able));
-    // The able one misses something: the mute one has the longer log, so it is asked first. It hears, and nobody hears it.
-    wires[&leader].cut(&able_at);
-    wires[&mute].cut(&leader_at);
-    wires[&mute].cut(&able_at);
+    equally_far(cluster.node(leader)).await?;
+    // The leader does not hear how far the able one has come, so the other one counts as farther and is asked first; by then
+    // it cannot be reached.
+    wires[&leader].lose_answers(&at(able));
     insist(cluster.node(leader), open_session(1, 300_000)?).await??;
-    let before = wires[&mute].tries(&able_at);
-    let goes = cluster.node(leader).clone();
-    let (ended, gone) = tokio::sync::oneshot::channel();
-    cluster.beside(leader, async move {
-        goes.shutdown().await;
-        let _ = ended.send(());
-    })?;
-    eventually("the first heir asks for votes", || {
-        std::future::ready(wires[&mute].tries(&able_at) > before)
+    let status = cluster.node(leader).status();
+    eventually("the able one has it all", || {
+        std::future::ready(cluster.node(able).status().last_log >= status.last_log)
     })
     .await?;
-    wires[&leader].mend();
-    gone.await?;
+    wires[&leader].cut(&at(lost));
+    // So nobody but the leader that goes can make it one.
+    wires[&able].cut(&at(lost));
+    ended(&cluster, leader).await?;
     leads(cluster.node(able)).await?;
     cluster.kill(leader).await?;
-    wires[&mute].mend();
+    wires[&able].mend();
     insist(cluster.node(able), keep_alive(1)).await??;
     assert_eq!(cluster.leader().await?, able);
     Ok(())
@@ -176,11 +177,7 @@ async fn all_is_answered(at_leader: bool) -> Result<()> {
     }
     cluster.retune(patient).await?;
     let leader = cluster.leader().await?;
-    let followers: Vec<u64> = cluster
-        .ids()
-        .into_iter()
-        .filter(|&id| id != leader)
-        .collect();
+    let followers = cluster.others(leader);
     let goes = if at_leader { leader } else { followers[0] };
     equally_far(cluster.node(leader)).await?;
     for follower in &followers {
@@ -202,12 +199,7 @@ async fn all_is_answered(at_leader: bool) -> Result<()> {
         calls.push(queued(&node)?);
     }
     clock.stretch();
-    let ending = node.clone();
-    let (ended, gone) = tokio::sync::oneshot::channel();
-    cluster.beside(goes, async move {
-        ending.shutdown().await;
-        let _ = ended.send(());
-    })?;
+    let gone = ended(&cluster, goes);
     eventually("nothing new is taken", || {
         let mut call: Call = Box::pin(node.propose(actor(), keep_alive(1)));
         match call.as_mut().now_or_never() {

@@ -218,10 +218,19 @@ impl Cluster {
             if id != leader {
                 self.kill(id).await?;
                 self.restart(id).await?;
-                self.leader().await?;
+                self.in_touch().await?;
             }
         }
         Ok(())
+    }
+
+    /// Waits until every node has taken an entry from the leader since it runs: before that it knows the leader from its disk
+    /// alone, and cannot take over from it.
+    async fn in_touch(&self) -> Result<()> {
+        let leader = self.leader().await?;
+        // Whatever the ledger says of a session that nobody opened: it is an entry.
+        insist(self.node(leader), keep_alive(u8::MAX)).await?.ok();
+        self.same_state().await
     }
 
     /// Every node is started again with the settings of `tune`, and so is whatever starts from now on.
@@ -231,8 +240,7 @@ impl Cluster {
         self.stop(last).await?;
         self.leader().await?;
         self.restart(last).await?;
-        self.leader().await?;
-        Ok(())
+        self.in_touch().await
     }
 
     /// Ends a node as a crash would: nothing is said, nothing is flushed.
@@ -266,6 +274,11 @@ impl Cluster {
 
     pub fn ids(&self) -> Vec<u64> {
         self.running.keys().copied().collect()
+    }
+
+    /// The running nodes but this one.
+    pub fn others(&self, than: u64) -> Vec<u64> {
+        self.ids().into_iter().filter(|&id| id != than).collect()
     }
 
     /// Waits until one running node leads and the others agree.

@@ -1,5 +1,5 @@
-//! The way out of one node, for tests that cut it, or that let one thing through and nothing after it. What comes in is
-//! never touched.
+//! The way out of one node, for tests that cut it, that let one thing through and nothing after it, or that lose the answers.
+//! What others ask of the node is never touched.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
@@ -26,8 +26,8 @@ struct Swallowing {
 #[derive(Default)]
 struct Shared {
     cut: watch::Sender<BTreeSet<String>>,
-    tries: Mutex<BTreeMap<String, u64>>,
     swallowing: Mutex<BTreeMap<String, Swallowing>>,
+    deaf_to: Mutex<BTreeSet<String>>,
 }
 
 /// The kernel's sockets, between which and the node somebody stands. Clones are the same.
@@ -50,11 +50,12 @@ impl Wires {
     pub fn mend(&self) {
         self.0.cut.send_modify(BTreeSet::clear);
         lock(&self.0.swallowing).clear();
+        lock(&self.0.deaf_to).clear();
     }
 
-    /// How often the node has tried to connect to `address`.
-    pub fn tries(&self, address: &str) -> u64 {
-        lock(&self.0.tries).get(address).copied().unwrap_or(0)
+    /// What is sent to `address` arrives, and no answer comes back.
+    pub fn lose_answers(&self, address: &str) {
+        lock(&self.0.deaf_to).insert(address.to_owned());
     }
 
     /// Once `marker` was seen on its way to `address`, nothing that is sent there arrives any more, and the sender cannot tell.
@@ -81,21 +82,24 @@ impl Wires {
         !swallowing.seen || swallowing.marked == Marked::Arrives
     }
 
-    async fn carry(
-        &self,
-        address: &str,
-        mut from: impl AsyncRead + Unpin,
-        mut to: impl AsyncWrite + Unpin,
-    ) -> io::Result<()> {
-        let mut bytes = vec![0; 64 * 1024];
-        loop {
-            let read = from.read(&mut bytes).await?;
-            if read == 0 {
-                return to.shutdown().await;
-            }
-            if self.arrives(address, &bytes[..read]) {
-                to.write_all(&bytes[..read]).await?;
-            }
+    fn is_deaf_to(&self, address: &str) -> bool {
+        lock(&self.0.deaf_to).contains(address)
+    }
+}
+
+async fn carry(
+    mut from: impl AsyncRead + Unpin,
+    mut to: impl AsyncWrite + Unpin,
+    arrives: impl Fn(&[u8]) -> bool,
+) -> io::Result<()> {
+    let mut bytes = vec![0; 64 * 1024];
+    loop {
+        let read = from.read(&mut bytes).await?;
+        if read == 0 {
+            return to.shutdown().await;
+        }
+        if arrives(&bytes[..read]) {
+            to.write_all(&bytes[..read]).await?;
         }
     }
 }
@@ -104,20 +108,19 @@ impl Net for Wires {
     fn connect(&self, address: &str) -> BoxFuture<'static, io::Result<BoxIo>> {
         let wires = self.clone();
         let address = address.to_owned();
-        *lock(&self.0.tries).entry(address.clone()).or_default() += 1;
         let mut cut = self.0.cut.subscribe();
         Box::pin(async move {
             if cut.borrow().contains(&address) {
                 return Err(io::ErrorKind::HostUnreachable.into());
             }
-            let (mut answers, far) = tokio::io::split(RealNet.connect(&address).await?);
+            let (answers, far) = tokio::io::split(RealNet.connect(&address).await?);
             let (near, relay) = tokio::io::duplex(64 * 1024);
             tokio::spawn(async move {
-                let (said, mut hears) = tokio::io::split(relay);
+                let (said, hears) = tokio::io::split(relay);
                 tokio::select! {
                     _ = cut.wait_for(|cut| cut.contains(&address)) => {}
-                    _ = wires.carry(&address, said, far) => {}
-                    _ = tokio::io::copy(&mut answers, &mut hears) => {}
+                    _ = carry(said, far, |bytes| wires.arrives(&address, bytes)) => {}
+                    _ = carry(answers, hears, |_| !wires.is_deaf_to(&address)) => {}
                 }
             });
             Ok(Box::new(near) as BoxIo)
