@@ -29,6 +29,10 @@ use clap::{Parser, Subcommand};
 
 use report::Report;
 
+/// As in billingd, so that the load generator takes no more of the cores than it must.
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 /// Load on three durable nodes of this machine, beside what its disk can do in the same run.
 ///
 /// Every measurement starts its own nodes on free ports, and prints medians over interleaved rounds. The machine is shared with

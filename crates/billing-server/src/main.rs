@@ -11,6 +11,9 @@ use billing_server::cli::{Cli, CliCommand, Settings};
 use billing_server::config::Config;
 use billing_server::exit::{self, Fatal};
 
+#[global_allocator]
+static ALLOCATOR: mimalloc::MiMalloc = mimalloc::MiMalloc;
+
 fn main() -> ExitCode {
     let matches = Cli::command().get_matches();
     let cli = Cli::from_arg_matches(&matches).unwrap_or_else(|error| error.exit());

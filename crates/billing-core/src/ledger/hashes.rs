@@ -44,6 +44,12 @@ impl Ledger {
         self.hash_over(sum)
     }
 
+    /// As [`Ledger::state_hash`], and what it costs is paid once: what changed since is not hashed again next time.
+    pub fn state_hash_kept(&mut self) -> [u8; 32] {
+        self.rehash_stale();
+        self.hash_over(self.digests)
+    }
+
     pub(super) fn hash_over(&self, digests: u128) -> [u8; 32] {
         let mut bytes = Vec::with_capacity(512);
         let small = (&self.config, &self.scalars, &self.paused);

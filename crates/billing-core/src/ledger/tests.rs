@@ -320,6 +320,8 @@ fn a_snapshot_is_the_same_ledger_and_goes_on_the_same() {
             ledger.apply(stamp(ms), &batch),
             "at {ms}"
         );
+        // Asked with what it computes kept or not, again and again: the same.
+        assert_eq!(back.state_hash_kept(), ledger.state_hash(), "at {ms}");
         assert_eq!(back.state_hash(), ledger.state_hash(), "at {ms}");
     }
 }

@@ -86,7 +86,10 @@ impl State {
         let sampled = index > 0 && index.is_multiple_of(SAMPLE_EVERY);
         let published = sampled && index.is_multiple_of(HASH_EVERY);
         if sampled {
-            let hash = self.hash();
+            let hash = StateHash {
+                index,
+                hash: self.ledger.state_hash_kept(),
+            };
             keep(&mut self.samples, hash, SAMPLES_KEPT);
             if published {
                 keep(&mut self.hashes, hash, HASHES_KEPT);
