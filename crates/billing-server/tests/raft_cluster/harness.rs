@@ -206,7 +206,7 @@ impl Cluster {
     }
 
     /// Whatever starts from now on has the settings of `tune`.
-    pub fn retune(&mut self, tune: Tune) {
+    pub fn retune_later(&mut self, tune: Tune) {
         self.tune = tune;
     }
 

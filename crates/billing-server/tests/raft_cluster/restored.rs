@@ -345,7 +345,7 @@ async fn a_member_that_is_lost_after_the_meeting_holds_up_nobody() -> Result<()>
     for node in [1, 2] {
         site.cluster.kill(node).await?;
     }
-    site.cluster.retune(plain);
+    site.cluster.retune_later(plain);
     site.start(&[1, 2]).await?;
     site.serves().await
 }
