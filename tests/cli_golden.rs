@@ -339,7 +339,7 @@ fn members() {
         .run(0, "cluster transfer-leader")
         .run(0, "cluster transfer-leader 2 -o json")
         .run(1, "cluster transfer-leader 4")
-        .run(3, "--timeout 300ms cluster transfer-leader 3")
+        .run(3, "--timeout 1s cluster transfer-leader 3")
         .check();
     let lagging = Script {
         learner: true,
@@ -466,13 +466,13 @@ fn each_exit_code_has_its_words() {
         .run(1, "lease release inv-stale 5")
         .run(1, "invoice get inv-nobody")
         .run(1, "lease get ''")
-        .run(2, "--timeout 300ms invoice get inv-leaderless")
-        .run(3, "--timeout 300ms invoice cancel inv-lost --reason gone")
+        .run(2, "--timeout 1s invoice get inv-leaderless")
+        .run(3, "--timeout 1s invoice cancel inv-lost --reason gone")
         .run(
             3,
-            "--timeout 300ms lease force-release inv-lost --reason gone",
+            "--timeout 1s lease force-release inv-lost --reason gone",
         )
-        .run(2, "--timeout 300ms lease acquire inv-lost")
+        .run(2, "--timeout 1s lease acquire inv-lost")
         .run(2, "lease acquire inv-7 --ttl 30")
         .run(2, "lease acquire inv-7 --ttl soon")
         .run(2, "lease release inv-7 abc")
@@ -486,7 +486,7 @@ fn each_exit_code_has_its_words() {
         ..Script::three()
     };
     Transcript::of("errors-deaf", deaf)
-        .run(3, "--timeout 300ms lease acquire inv-lost")
+        .run(3, "--timeout 1s lease acquire inv-lost")
         .check();
     Transcript::of("unreachable", Script::default())
         .run(2, "lease get inv-7")
@@ -556,12 +556,12 @@ fn csv() {
         .on(1, submit, &stdin("invoice_id,customer_id,amount_minor\n"))
         .on(
             2,
-            "--timeout 300ms invoice submit -",
+            "--timeout 1s invoice submit -",
             &stdin(&format!("{HEADER}inv-leaderless,c,100,EUR\n")),
         )
         .on(
             3,
-            "--timeout 300ms invoice submit -",
+            "--timeout 1s invoice submit -",
             &stdin(&format!("{HEADER}inv-lost,c,100,EUR\n")),
         )
         .run(2, "invoice submit no-such-file.csv")

@@ -14,6 +14,8 @@ use crate::{Client, ask::Ask, nodes::Node, pipe::Heard};
 const BACK_OFF_FIRST: Duration = Duration::from_millis(25);
 /// ... and never more than this, so that a new leader is found soon after its election.
 const BACK_OFF_MAX: Duration = Duration::from_millis(500);
+/// A repeat that has less time than this is not begun.
+const ATTEMPT_MIN: Duration = Duration::from_millis(10);
 
 /// What may be done after an attempt whose outcome is unknown.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -279,8 +281,13 @@ impl Client {
                     if repeat == Repeat::Never {
                         return Err(Failure::Unknown(status));
                     }
-                    doubt = Some(status.clone());
-                    Failure::Unknown(status)
+                    // A node's own word says more than that nothing was heard.
+                    let known = match doubt {
+                        Some(known) if status.code() == Code::DeadlineExceeded => known,
+                        Some(_) | None => status,
+                    };
+                    doubt = Some(known.clone());
+                    Failure::Unknown(known)
                 }
             };
             // At once, but not twice in a row: two nodes may each believe that the other one leads.
@@ -290,10 +297,15 @@ impl Client {
             } else {
                 back_off.next(self)
             };
-            if pause >= self::left(clock, begun_at, budget.deadline) {
+            // Nor is a repeat begun that cannot be answered any more: its silence would hide what is known.
+            let worth = |wait: Duration| self::left(clock, begun_at, budget.deadline) > wait;
+            if !worth(pause + ATTEMPT_MIN) {
                 return Err(doubt.map_or(may_repeat, Failure::Unknown));
             }
             clock.sleep(pause).await;
+            if !worth(Duration::ZERO) {
+                return Err(doubt.map_or(may_repeat, Failure::Unknown));
+            }
         }
     }
 }

@@ -261,6 +261,25 @@ async fn a_doubt_outlives_the_failures_after_it() -> anyhow::Result<()> {
 }
 
 #[tokio::test]
+async fn what_a_node_said_is_not_hidden_by_the_silence_after_it() -> anyhow::Result<()> {
+    let fake = Fake::start(1).await?;
+    let client = fake
+        .builder()
+        .deadline(Duration::from_millis(400))
+        .build()?;
+    fake.cluster.fail_next("GetInvoice", [Fault::LoseReply]);
+    let quiet = Fault::Delay(Duration::from_secs(600));
+    fake.cluster.fail_always("GetInvoice", Some(quiet));
+    let failed = soon("giving up", client.get_invoice("inv-7", false)).await?;
+    assert!(
+        matches!(&failed, Err(Failure::Unknown(status)) if !status.message().contains("no answer")),
+        "{failed:?}"
+    );
+    assert_eq!(fake.cluster.count("GetInvoice"), 2, "silence was met");
+    Ok(())
+}
+
+#[tokio::test]
 async fn a_refusal_keeps_its_facts() -> anyhow::Result<()> {
     let fake = Fake::start(1).await?;
     let client = fake.client()?;
