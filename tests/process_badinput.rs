@@ -306,7 +306,7 @@ async fn a_newer_format_is_refused_and_left_alone() -> Result<()> {
         .refused(
             place.node(1, "a", &[])?,
             FOLDER,
-            &["newer billingd", "format 2", "upgrade the binary"],
+            &["newer billingd", "format 3", "upgrade the binary"],
         )
         .await?;
     ensure!(fs::read(&identity)? == before, "it was touched");
@@ -317,7 +317,7 @@ async fn a_newer_format_is_refused_and_left_alone() -> Result<()> {
 async fn a_damaged_folder_never_votes_again() -> Result<()> {
     let place = Place::new()?;
     place.found("a").await?;
-    let damages: [(&str, Damage); 4] = [
+    let damages: [(&str, Damage); 5] = [
         ("identity", |folder| {
             change(&folder.join("identity"), |bytes| bytes[40] ^= 1)
         }),
@@ -326,6 +326,9 @@ async fn a_damaged_folder_never_votes_again() -> Result<()> {
                 let end = bytes.iter().rposition(|&byte| byte != 0).unwrap_or(0);
                 bytes[end / 2] ^= 1;
             })
+        }),
+        ("journal lost", |folder| {
+            Ok(fs::remove_file(folder.join("journal"))?)
         }),
         ("log lost", |folder| {
             Ok(fs::remove_dir_all(folder.join("log"))?)

@@ -9,8 +9,11 @@ use bytes::Bytes;
 
 use crate::{Entry, StoreError};
 
-/// Version of everything under a folder. Version 1: the first.
-pub(crate) const FORMAT: u32 = 1;
+/// Version of everything under a folder. Version 1: the first. Version 2: what is new lies in a journal before it is in sled;
+/// a folder of version 1 is given one when it is opened (`folder.rs`).
+pub(crate) const FORMAT: u32 = 2;
+/// Without a journal.
+pub(crate) const FORMAT_WITHOUT_JOURNAL: u32 = 1;
 const RECORD_VERSION: u8 = 1;
 
 /// A packed record, key aside. Under 64 KiB, see `sled_disk.rs` for why.
@@ -30,6 +33,8 @@ pub(crate) const KIND_IDENTITY: u8 = 7;
 pub(crate) const KIND_SNAPSHOT: u8 = 8;
 pub(crate) const KIND_SNAPSHOT_CHUNK: u8 = 9;
 pub(crate) const KIND_SNAPSHOT_END: u8 = 10;
+pub(crate) const KIND_JOURNAL_HEAD: u8 = 11;
+pub(crate) const KIND_JOURNAL_RECORD: u8 = 12;
 
 pub(crate) const KEY_VOTE: &[u8] = b"v";
 pub(crate) const KEY_PURGED: &[u8] = b"p";

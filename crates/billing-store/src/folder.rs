@@ -1,11 +1,12 @@
 //! Decides whose folder it is, and that one process has it. A folder is made in so many words and opened in so many words;
-//! opening never makes anything, making never overwrites anything.
+//! opening never makes anything, making never overwrites anything. Opening brings a folder of an older format up to the newest.
 //!
 //! ```text
 //! lock         held (flock) by the process that has the folder open
 //! identity     format version, cluster, node; written last, so a folder without it was never finished
 //! creating     stands while the folder is being made: what a crash left of that may be removed
 //! log/, high   sled_disk.rs
+//! journal      journal.rs
 //! snapshots/   files.rs, snapshots.rs
 //! ```
 
@@ -16,8 +17,9 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 
-use crate::codec::{self, FORMAT, Fields, KIND_IDENTITY, Seed};
+use crate::codec::{self, FORMAT, FORMAT_WITHOUT_JOURNAL, Fields, KIND_IDENTITY, Seed};
 use crate::files::FolderFiles;
+use crate::journal::JOURNAL_BYTES;
 use crate::snapshots::Snapshots;
 use crate::{CLUSTER_BYTES_MAX, Disk, Identity, StoreError, sled_disk};
 
@@ -100,7 +102,8 @@ fn encode(identity: &Identity) -> Vec<u8> {
     file
 }
 
-fn decode(path: &Path, file: &[u8]) -> Result<Identity, StoreError> {
+/// Whose folder it is, and of which format.
+fn decode(path: &Path, file: &[u8]) -> Result<(Identity, u32), StoreError> {
     let where_ = path.display().to_string();
     let damaged = |what: &str| StoreError::damaged(where_.clone(), what);
     let (prefix, record) = file
@@ -120,6 +123,9 @@ fn decode(path: &Path, file: &[u8]) -> Result<Identity, StoreError> {
             reads: FORMAT,
         });
     }
+    if format < FORMAT_WITHOUT_JOURNAL {
+        return Err(damaged("it names a format that never was"));
+    }
     let mut fields = Fields(codec::open(
         Seed(0),
         IDENTITY.as_bytes(),
@@ -135,11 +141,16 @@ fn decode(path: &Path, file: &[u8]) -> Result<Identity, StoreError> {
             cluster: Bytes::copy_from_slice(fields.last()?),
         })
     })();
-    parsed.ok_or_else(|| damaged("the file is cut short"))
+    let identity = parsed.ok_or_else(|| damaged("the file is cut short"))?;
+    Ok((identity, format))
 }
 
 /// What a folder is, without opening it for work and without a lock. `None`: missing, or nothing of ours in it, or never finished.
 pub fn inspect(folder: &Path) -> Result<Option<Identity>, StoreError> {
+    Ok(read_identity(folder)?.map(|(identity, _)| identity))
+}
+
+fn read_identity(folder: &Path) -> Result<Option<(Identity, u32)>, StoreError> {
     let path = folder.join(IDENTITY);
     match fs::read(&path) {
         Ok(file) => decode(&path, &file).map(Some),
@@ -167,6 +178,15 @@ fn names(folder: &Path) -> Result<Vec<String>, StoreError> {
 /// anything else is ([`StoreError::NotOurs`]); what a crash left of an earlier attempt is cleared away.
 /// After a crash in here there is either no node or a whole one.
 pub fn create(folder: &Path, identity: &Identity) -> Result<Disk, StoreError> {
+    create_with_journal(folder, identity, JOURNAL_BYTES)
+}
+
+/// Like [`create`], with a journal of so many bytes (sectors of 512, more than 16): a small one is full soon, for tests of that.
+pub fn create_with_journal(
+    folder: &Path,
+    identity: &Identity,
+    journal_bytes: u64,
+) -> Result<Disk, StoreError> {
     if identity.cluster.is_empty() || identity.cluster.len() > CLUSTER_BYTES_MAX {
         return Err(StoreError::misuse(format!(
             "a cluster id has 1 to {CLUSTER_BYTES_MAX} bytes, not {}",
@@ -184,15 +204,11 @@ pub fn create(folder: &Path, identity: &Identity) -> Result<Disk, StoreError> {
     clear_unfinished(folder)?;
     write_durably(&folder.join(CREATING), b"")?;
     sync_folder(folder)?;
-    sled_disk::create(folder, seed(identity))?;
+    sled_disk::create(folder, seed(identity), journal_bytes)?;
     let snapshots = folder.join(SNAPSHOTS);
     fs::create_dir(&snapshots).map_err(io("creating", &snapshots))?;
     sync_folder(&snapshots)?;
-    let temporary = folder.join(IDENTITY_TEMPORARY);
-    write_durably(&temporary, &encode(identity))?;
-    sync_folder(folder)?;
-    fs::rename(&temporary, folder.join(IDENTITY)).map_err(io("renaming", &temporary))?;
-    sync_folder(folder)?;
+    write_identity(folder, identity)?;
     if let Some(parent) = folder
         .parent()
         .filter(|parent| !parent.as_os_str().is_empty())
@@ -201,6 +217,28 @@ pub fn create(folder: &Path, identity: &Identity) -> Result<Disk, StoreError> {
     }
     finish_creating(folder)?;
     open_locked(folder, identity.clone(), lock)
+}
+
+/// Replaces what is there, durably.
+fn write_identity(folder: &Path, identity: &Identity) -> Result<(), StoreError> {
+    let temporary = folder.join(IDENTITY_TEMPORARY);
+    write_durably(&temporary, &encode(identity))?;
+    sync_folder(folder)?;
+    fs::rename(&temporary, folder.join(IDENTITY)).map_err(io("renaming", &temporary))?;
+    sync_folder(folder)
+}
+
+/// Brings a folder of an older format up to this one. The identity is written last: until then it is of the older format, as a
+/// whole, and this begins anew.
+fn upgrade(folder: &Path, identity: &Identity, format: u32) -> Result<(), StoreError> {
+    if format == FORMAT {
+        // Whoever upgraded it may have been killed before the new identity was durable; nothing may be acknowledged before.
+        return sync_folder(folder);
+    }
+    sled_disk::add_journal(folder, seed(identity))?;
+    write_identity(folder, identity)?;
+    tracing::info!(folder = %folder.display(), from = format, to = FORMAT, "upgraded");
+    Ok(())
 }
 
 /// Removes what an unfinished `create` left. Without its mark nothing is removed: the identity may have been lost, not the node.
@@ -225,7 +263,7 @@ fn clear_unfinished(folder: &Path) -> Result<(), StoreError> {
             fs::remove_dir_all(&path).map_err(io("removing", &path))?;
         }
     }
-    for name in ["high", IDENTITY_TEMPORARY] {
+    for name in ["high", "journal", IDENTITY_TEMPORARY] {
         let path = folder.join(name);
         if path.exists() {
             fs::remove_file(&path).map_err(io("removing", &path))?;
@@ -252,12 +290,12 @@ pub fn open(folder: &Path, node: u64, cluster: Option<&[u8]>) -> Result<Disk, St
             node,
         });
     }
-    let Some(found) = inspect(folder)? else {
+    let Some((found, _)) = read_identity(folder)? else {
         let names = names(folder)?;
         let ours = names.iter().any(|name| name == CREATING);
         let log = names
             .iter()
-            .find(|name| ["log", "high"].contains(&name.as_str()));
+            .find(|name| ["log", "high", "journal"].contains(&name.as_str()));
         return Err(match log {
             Some(found) if !ours => {
                 let where_ = folder.join(IDENTITY).display().to_string();
@@ -275,6 +313,9 @@ pub fn open(folder: &Path, node: u64, cluster: Option<&[u8]>) -> Result<Disk, St
     check_owner(folder, &found, node, cluster)?;
     let lock = lock(folder)?;
     finish_creating(folder)?;
+    // Read once more: only who has the lock knows that nobody else upgrades it.
+    let format = read_identity(folder)?.map_or(FORMAT, |(_, format)| format);
+    upgrade(folder, &found, format)?;
     open_locked(folder, found, lock)
 }
 

@@ -10,6 +10,7 @@ mod files;
 mod folder;
 mod front;
 mod high;
+mod journal;
 mod load;
 mod log;
 mod medium;
@@ -27,6 +28,8 @@ use bytes::Bytes;
 pub use codec::{ENTRY_BYTES_MAX, MARKER_BYTES_MAX, VOTE_BYTES_MAX};
 pub use error::{FETCH_AGAIN, REJOIN, StoreError};
 pub use figures::DiskFigures;
+#[cfg(feature = "sim")]
+pub use folder::create_with_journal;
 pub use folder::{create, inspect, open};
 pub use log::{Done, Entry, LogDisk, LogState, Pending, Purged};
 pub use snapshot::{

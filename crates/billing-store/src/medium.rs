@@ -41,7 +41,7 @@ pub(crate) trait Medium: Send + 'static {
 
     fn apply(&mut self, batch: Batch) -> Result<(), StoreError>;
 
-    /// Everything applied so far is on the medium once this resolves.
+    /// Everything applied so far is on the medium once this resolves, and can be read there.
     fn sync(&mut self) -> impl Future<Output = Result<(), StoreError>> + Send;
 
     fn read_high(&self) -> Result<[Vec<u8>; SLOTS], StoreError>;
@@ -49,6 +49,9 @@ pub(crate) trait Medium: Send + 'static {
     fn write_high(&mut self, slot: usize, record: &[u8]) -> Result<(), StoreError>;
 
     fn sync_high(&mut self) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// The last call in an orderly life, when everything is synced: leaves as little as possible to whoever opens it next.
+    fn close(&mut self) -> Result<(), StoreError>;
 
     /// Monotonic, from any origin.
     fn now(&self) -> Duration;

@@ -126,7 +126,11 @@ impl<M: Medium> Writer<M> {
                 return Err(error);
             }
         }
-        self.commit().await?;
+        self.commit_log().await?;
+        if closed {
+            self.medium.close()?;
+        }
+        self.complete();
         Ok(closed)
     }
 
@@ -327,15 +331,13 @@ impl<M: Medium> Writer<M> {
         Ok(())
     }
 
-    /// Makes the batch durable and completes everybody who waited for it.
-    async fn commit(&mut self) -> Result<(), StoreError> {
-        self.commit_log().await?;
+    /// Lets everybody know who waited for what is durable now.
+    fn complete(&mut self) {
         for waiter in self.waiters.drain(..) {
             if let Some(done) = waiter.done {
                 done(Ok(()));
             }
         }
-        Ok(())
     }
 
     async fn commit_log(&mut self) -> Result<(), StoreError> {

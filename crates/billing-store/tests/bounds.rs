@@ -52,7 +52,7 @@ async fn many_bytes_fill_the_queue_before_many_operations_do() {
 
 #[tokio::test]
 async fn a_cut_and_rewritten_log_reads_right_while_the_disk_lags_behind() {
-    for device in Device::both() {
+    for device in Device::all() {
         let disk = device.create().expect("creates");
         let mut expected: Vec<_> = (1..=400).map(|index| sized(index, 60_000)).collect();
         let mut waiting = vec![submit(&*disk.log, expected.clone()).await.expect("appends")];

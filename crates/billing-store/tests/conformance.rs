@@ -1,4 +1,4 @@
-//! One set of promises, kept by the sled disk and by the simulated one.
+//! One set of promises, kept by the sled disk, whether its journal is ever full or always, and by the simulated one.
 
 mod common;
 
@@ -10,7 +10,7 @@ use rand::{RngExt, SeedableRng};
 type Promise = fn(Device) -> std::pin::Pin<Box<dyn Future<Output = ()>>>;
 
 fn check(promise: Promise) {
-    for device in Device::both() {
+    for device in Device::all() {
         println!("on the {} disk", device.name());
         let runtime = tokio::runtime::Builder::new_current_thread()
             .enable_all()
@@ -294,7 +294,7 @@ promises! {
     random_operations_agree_with_a_naive_model: |device| {
         let rounds = if matches!(device, Device::Sim(_)) { 40 } else { 4 };
         for seed in 0..rounds {
-            random_operations(if matches!(device, Device::Sim(_)) { Device::sim() } else { Device::sled() }, seed).await;
+            random_operations(device.another(), seed).await;
         }
     }
 }

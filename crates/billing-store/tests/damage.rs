@@ -3,7 +3,7 @@
 mod common;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -16,7 +16,7 @@ use rand::{RngExt, SeedableRng};
 fn sim(device: &Device) -> &SimDisk {
     match device {
         Device::Sim(disk) => disk,
-        Device::Sled(_) => panic!("a test of the simulated disk"),
+        Device::Sled(_) | Device::SledSmall(_) => panic!("a test of the simulated disk"),
     }
 }
 
@@ -337,35 +337,17 @@ async fn an_unsynced_snapshot_is_gone_after_a_crash() {
 
 // From here on the real disk.
 
-fn node(device: &Device) -> PathBuf {
-    match device {
-        Device::Sled(folder) => folder.path().join("node"),
-        Device::Sim(_) => panic!("a test of the real disk"),
-    }
+/// How a life ended.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Ended {
+    /// Everything is in sled, and the journal is empty.
+    Closed,
+    /// As after kill -9: copied while the process still runs, its newest entries in the journal only.
+    Killed,
 }
 
-fn copy(from: &Path, to: &Path) {
-    fs::create_dir_all(to).expect("creates");
-    for entry in fs::read_dir(from).expect("reads") {
-        let entry = entry.expect("reads");
-        let to = to.join(entry.file_name());
-        if entry.file_type().expect("type").is_dir() {
-            copy(&entry.path(), &to);
-        } else {
-            fs::copy(entry.path(), to).expect("copies");
-        }
-    }
-}
-
-fn flip_bit(path: &Path, at: u64, mask: u8) {
-    let mut bytes = fs::read(path).expect("reads");
-    bytes[at as usize] ^= mask;
-    fs::write(path, bytes).expect("writes");
-}
-
-/// 200 appends as after kill -9: copied while the process still runs.
-async fn killed_sled(appends: u64) -> Device {
-    let running = Device::sled();
+/// So many appends, one by one, with a vote before.
+async fn lived(running: &Device, appends: u64, ended: Ended) -> Device {
     let disk = running.create().expect("creates");
     disk.log
         .save_vote(Bytes::from_static(b"vote"))
@@ -376,16 +358,18 @@ async fn killed_sled(appends: u64) -> Device {
             .await
             .expect("durable");
     }
-    let killed = Device::sled();
-    copy(&node(&running), &node(&killed));
-    killed
+    if ended == Ended::Closed {
+        disk.log.close().await.expect("closes");
+        drop(disk);
+    }
+    let left = Device::sled();
+    copy(&running.node(), &left.node());
+    left
 }
 
-#[tokio::test]
-async fn sled_opens_a_damaged_log_shorter_and_the_high_file_notices() {
-    const APPENDS: u64 = 200;
-    let device = killed_sled(APPENDS).await;
-    let db = node(&device).join("log").join("db");
+/// Flips bits all over sled's file, and counts how often the log was found shorter, damaged otherwise, or whole.
+async fn flipped_everywhere(device: &Device, appends: u64) -> (usize, usize, usize) {
+    let db = device.node().join("log").join("db");
     let written = fs::read(&db).expect("reads");
     let used = written
         .iter()
@@ -393,7 +377,7 @@ async fn sled_opens_a_damaged_log_shorter_and_the_high_file_notices() {
         .expect("not empty") as u64;
     let (mut shorter, mut other, mut whole) = (0, 0, 0);
     for step in 1..40 {
-        let fresh = killed_copy(&device, &written);
+        let fresh = copy_with(device, &written);
         flip_bit(&fresh.join("log").join("db"), used * step / 40, 0x10);
         match billing_store::open(&fresh, NODE, None) {
             // The bit was in bytes that newer ones have replaced: then nothing may be missing.
@@ -401,7 +385,7 @@ async fn sled_opens_a_damaged_log_shorter_and_the_high_file_notices() {
                 let read = disk.log.read(0..u64::MAX).await.expect("reads");
                 assert_eq!(
                     read,
-                    (1..=APPENDS)
+                    (1..=appends)
                         .map(|index| sized(index, 200))
                         .collect::<Vec<_>>()
                 );
@@ -421,14 +405,46 @@ async fn sled_opens_a_damaged_log_shorter_and_the_high_file_notices() {
     println!(
         "silently shorter, and noticed: {shorter}; damaged in other ways: {other}; in dead bytes: {whole}"
     );
+    (shorter, other, whole)
+}
+
+#[tokio::test]
+async fn sled_opens_a_damaged_log_shorter_and_the_high_file_notices() {
+    let device = lived(&Device::sled(), 200, Ended::Closed).await;
+    let (shorter, ..) = flipped_everywhere(&device, 200).await;
     assert!(shorter > 0, "the high file was what noticed");
 }
 
-/// The folder as it was killed, with a `db` of its own.
-fn killed_copy(device: &Device, db: &[u8]) -> PathBuf {
-    let to = node(device).with_file_name("copy");
+#[tokio::test]
+async fn damage_below_the_last_checkpoint_is_noticed_after_a_crash_too() {
+    // A small journal: most of the log is in sled when the process is killed, the rest behind it in the journal.
+    let device = lived(&Device::sled_small(), 200, Ended::Killed).await;
+    let (shorter, other, _) = flipped_everywhere(&device, 200).await;
+    assert!(
+        shorter + other > 10,
+        "{shorter} found shorter, {other} damaged otherwise"
+    );
+    // With no journal to go on from, what sled has is shorter.
+    let copied = device.node().with_file_name("emptied");
+    copy(&device.node(), &copied);
+    let journal = copied.join("journal");
+    let mut bytes = fs::read(&journal).expect("reads");
+    bytes[8192..].fill(0);
+    fs::write(&journal, bytes).expect("writes");
+    let outcome = billing_store::open(&copied, NODE, None).map(|_| ());
+    let told = outcome.expect_err("refused").to_string();
+    assert!(
+        told.contains("but it was durable up to entry 200"),
+        "{told}"
+    );
+    device.open().expect("the undamaged one opens");
+}
+
+/// The folder as it was left, with a `db` of its own.
+fn copy_with(device: &Device, db: &[u8]) -> PathBuf {
+    let to = device.node().with_file_name("copy");
     fs::remove_dir_all(&to).ok();
-    copy(&node(device), &to);
+    copy(&device.node(), &to);
     fs::create_dir_all(to.join("log")).expect("creates");
     fs::write(to.join("log").join("db"), db).expect("writes");
     to
@@ -436,12 +452,20 @@ fn killed_copy(device: &Device, db: &[u8]) -> PathBuf {
 
 #[tokio::test]
 async fn a_shortened_file_is_noticed() {
-    let device = killed_sled(50).await;
-    for file in ["log/db", "high", "identity"] {
-        let copied = node(&device).with_file_name("copy");
+    let killed = lived(&Device::sled(), 50, Ended::Killed).await;
+    let closed = lived(&Device::sled(), 50, Ended::Closed).await;
+    // What sled's file lacks is in the journal until a checkpoint, as long as it lasts.
+    for (file, device) in [
+        ("log/db", &closed),
+        ("high", &killed),
+        ("identity", &killed),
+        ("journal", &killed),
+        ("journal", &closed),
+    ] {
+        let copied = device.node().with_file_name("copy");
         for keep in [0, 1, 2] {
             fs::remove_dir_all(&copied).ok();
-            copy(&node(&device), &copied);
+            copy(&device.node(), &copied);
             let path = copied.join(file);
             let bytes = fs::read(&path).expect("is there");
             // sled's file ends in space that it has not used yet.
@@ -461,7 +485,7 @@ async fn a_shortened_file_is_noticed() {
             );
         }
         fs::remove_dir_all(&copied).ok();
-        copy(&node(&device), &copied);
+        copy(&device.node(), &copied);
         fs::remove_file(copied.join(file)).expect("removes");
         let outcome = billing_store::open(&copied, NODE, None).map(|_| ());
         assert!(
@@ -469,13 +493,15 @@ async fn a_shortened_file_is_noticed() {
             "{file} missing: {outcome:?}"
         );
     }
+    killed.open().expect("the undamaged ones open");
+    closed.open().expect("the undamaged ones open");
 }
 
 #[tokio::test]
 async fn every_flipped_bit_of_the_identity_is_noticed() {
     let device = Device::sled();
     drop(device.create().expect("creates"));
-    let path = node(&device).join("identity");
+    let path = device.node().join("identity");
     for at in 0..fs::metadata(&path).expect("is there").len() {
         flip_bit(&path, at, 0x04);
         let outcome = device.open().map(|_| ());
@@ -513,7 +539,7 @@ async fn no_value_ever_becomes_a_blob() {
                 .await
                 .expect("purges");
         }
-        let blobs = fs::read_dir(node(&device).join("log").join("blobs"))
+        let blobs = fs::read_dir(device.node().join("log").join("blobs"))
             .expect("reads")
             .count();
         assert_eq!(blobs, 0, "sled never syncs its blobs");

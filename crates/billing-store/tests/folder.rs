@@ -64,8 +64,68 @@ async fn a_newer_format_is_refused_with_advice() {
     fs::write(&path, file).expect("writes");
     told(
         open(&folder.path().join("n"), NODE, None),
-        "made by a newer billingd, format 9, this one reads format 1: upgrade the binary",
+        "made by a newer billingd, format 9, this one reads format 2: upgrade the binary",
     );
+}
+
+/// As the binary before the journal left it.
+fn made_old(path: &std::path::Path) {
+    fs::remove_file(path.join("journal")).expect("removes");
+    let path = path.join("identity");
+    let mut file = fs::read(&path).expect("reads");
+    file[8..12].copy_from_slice(&1u32.to_le_bytes());
+    let crc = crc32c::crc32c(&file[..12]);
+    file[12..16].copy_from_slice(&crc.to_le_bytes());
+    fs::write(&path, file).expect("writes");
+}
+
+#[tokio::test]
+async fn a_folder_without_a_journal_is_given_one_and_is_of_the_new_format_then() {
+    let device = Device::sled();
+    let disk = device.create().expect("creates");
+    append(&*disk.log, entries(1..=30)).await.expect("durable");
+    let vote = Bytes::from_static(b"vote");
+    disk.log.save_vote(vote.clone()).await.expect("saves");
+    disk.log.close().await.expect("closes");
+    drop(disk);
+    let path = device.node();
+    made_old(&path);
+    assert_eq!(inspect(&path).expect("inspects"), Some(identity()));
+    let old = fs::read(path.join("identity")).expect("reads");
+    // The second time as after a crash just before the identity was replaced, the third in the middle of the journal.
+    let leftover = |what: &str| match what {
+        "none" => {}
+        "whole" => fs::write(path.join("identity"), &old).expect("writes"),
+        _ => {
+            fs::write(path.join("identity"), &old).expect("writes");
+            fs::write(path.join("journal"), [7; 5000]).expect("writes");
+            fs::write(path.join("identity.tmp"), b"half").expect("writes");
+        }
+    };
+    let mut last = 30;
+    for what in ["none", "whole", "half"] {
+        leftover(what);
+        let disk = device.open().expect("opens and upgrades");
+        assert_eq!(disk.identity, identity());
+        assert_eq!(disk.log.state().expect("state").vote, Some(vote.clone()));
+        let read = disk.log.read(0..100).await.expect("reads");
+        assert_eq!(read, entries(1..=last), "{what}");
+        // Killed right afterwards: what is new lies in the new journal.
+        last += 1;
+        append(&*disk.log, entries(last..=last))
+            .await
+            .expect("durable");
+        let killed = Device::sled();
+        copy(&path, &killed.node());
+        let found = killed.open().expect("opens").log.state().expect("state");
+        assert_eq!(found.last, Some(last), "{what}");
+        disk.log.close().await.expect("closes");
+    }
+    let format = fs::read(path.join("identity")).expect("reads")[8];
+    assert_eq!(format, 2, "an older binary refuses it");
+    // From now on its absence is damage, not age.
+    fs::remove_file(path.join("journal")).expect("removes");
+    told(device.open(), "journal is damaged: the file is missing");
 }
 
 #[tokio::test]

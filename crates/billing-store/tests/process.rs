@@ -11,6 +11,7 @@ use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
 use billing_store::{Disk, StoreError};
+use bytes::Bytes;
 use common::*;
 use rand::{RngExt, SeedableRng};
 
@@ -31,7 +32,7 @@ fn main() {
         ));
         return;
     }
-    let stories: [(&str, fn()); 4] = [
+    let stories: [(&str, fn()); 6] = [
         (
             "every_acknowledged_append_was_synced_before",
             every_acknowledged_append_was_synced_before,
@@ -41,8 +42,16 @@ fn main() {
             a_failed_sync_ends_the_store_for_good,
         ),
         (
+            "a_failed_sync_of_sleds_file_ends_the_store_for_good",
+            a_failed_sync_of_sleds_file_ends_the_store_for_good,
+        ),
+        (
             "a_full_disk_says_so_and_loses_nothing",
             a_full_disk_says_so_and_loses_nothing,
+        ),
+        (
+            "sled_never_writes_a_segment_between_two_syncs",
+            sled_never_writes_a_segment_between_two_syncs,
         ),
         (
             "nothing_acknowledged_is_lost_to_kill_9",
@@ -70,63 +79,75 @@ fn main() {
 // The child.
 
 #[derive(Clone)]
-struct Journal(Arc<Mutex<fs::File>>);
+struct Notes(Arc<Mutex<fs::File>>);
 
-impl Journal {
+impl Notes {
     fn line(&self, line: &str) {
         let mut file = self.0.lock().expect("no panic holds it");
         // One write: a killed child leaves whole lines.
         file.write_all(format!("{line}\n").as_bytes())
-            .expect("the journal can be written");
+            .expect("the notes can be written");
     }
 }
 
-async fn child(what: &str, folder: &Path, journal: &str) {
+async fn child(what: &str, folder: &Path, notes: &str) {
     let file = OpenOptions::new()
         .append(true)
         .create(true)
-        .open(journal)
-        .expect("the journal opens");
-    let journal = Journal(Arc::new(Mutex::new(file)));
-    let disk = if folder.exists() {
-        billing_store::open(folder, NODE, None)
-    } else {
-        billing_store::create(folder, &identity())
+        .open(notes)
+        .expect("the notes open");
+    let notes = Notes(Arc::new(Mutex::new(file)));
+    let disk = match what {
+        _ if folder.exists() => billing_store::open(folder, NODE, None),
+        // Full all the time: so that it is killed in the middle of checkpoints too.
+        "everything" => {
+            billing_store::create_with_journal(folder, &identity(), JOURNAL_SMALL_BYTES)
+        }
+        _ => billing_store::create(folder, &identity()),
     };
     let disk = match disk {
         Ok(disk) => disk,
         Err(error) => {
-            journal.line(&format!("refused {error}"));
+            notes.line(&format!("refused {error}"));
             std::process::exit(3);
         }
     };
     println!("ready");
     match what {
-        "append" => append_until_it_fails(&disk, &journal).await,
+        "append" => append_until_it_fails(&disk, &notes, 0).await,
+        "append large" => append_until_it_fails(&disk, &notes, 40_000).await,
+        "purge" => append_and_purge(&disk, &notes).await,
         "everything" => {
-            let write = move |line: &str| journal.line(line);
+            let write = move |line: &str| notes.line(line);
             everything(&disk, Arc::new(write), 0).await;
         }
         other => panic!("no such child: {other}"),
     }
 }
 
-/// Bursts of appends; the acknowledgement is journalled where it is given, on the writer's own thread.
-async fn append_until_it_fails(disk: &Disk, journal: &Journal) {
+/// Bursts of appends; the acknowledgement is noted where it is given, on the writer's own thread. `padding` makes them larger.
+async fn append_until_it_fails(disk: &Disk, notes: &Notes, padding: usize) {
     let mut next = 1;
     let mut failed = disk.log.failure();
     let mut refusals = 0;
     while refusals < 20 {
         let count = 1 + next % 5;
-        let journal = journal.clone();
+        let notes = notes.clone();
         let last = next + count - 1;
         let done = Box::new(move |result: Result<(), StoreError>| match result {
-            Ok(()) => journal.line(&format!("acked {last}")),
-            Err(error) => journal.line(&format!("error {error}")),
+            Ok(()) => notes.line(&format!("acked {last}")),
+            Err(error) => notes.line(&format!("error {error}")),
         });
+        let padded = |index| {
+            let mut entry = marked(index, 0);
+            entry.bytes = [&entry.bytes, vec![b' '; padding].as_slice()]
+                .concat()
+                .into();
+            entry
+        };
         match disk
             .log
-            .append((next..=last).map(|index| marked(index, 0)).collect(), done)
+            .append((next..=last).map(padded).collect(), done)
             .await
         {
             Ok(()) => next = last + 1,
@@ -139,40 +160,65 @@ async fn append_until_it_fails(disk: &Disk, journal: &Journal) {
     }
 }
 
+/// What makes sled write most: values of all sizes, and many of them forgotten at once.
+async fn append_and_purge(disk: &Disk, notes: &Notes) {
+    let mut next = 1;
+    notes.line("began 0"); // Opening writes a segment of its own, and syncs it.
+    for bytes in [4_000, 60_000, 200, 60_000] {
+        let kept = if bytes > 10_000 { 200 } else { 400 };
+        for _ in 0..3 {
+            for _ in 0..kept {
+                append(&*disk.log, vec![sized(next, bytes)])
+                    .await
+                    .expect("durable");
+                next += 1;
+            }
+            let through = next - kept / 2;
+            disk.log
+                .purge_through(through, Bytes::from_static(b"marker"))
+                .await
+                .expect("purges");
+        }
+        notes.line(&format!("phase {bytes}"));
+    }
+    notes.line("done 0");
+    std::thread::sleep(Duration::from_secs(60)); // Until it is killed.
+}
+
 // The parent.
 
 struct Scene {
     _temporary: tempfile::TempDir,
     folder: PathBuf,
-    journal: PathBuf,
+    notes: PathBuf,
     control: PathBuf,
     shim: Option<PathBuf>,
+    /// What the shim watches, in the node's folder.
+    watched: &'static str,
 }
 
 impl Scene {
     fn plain() -> Scene {
         let temporary = tempfile::tempdir().expect("a temporary folder");
         let root = temporary.path().canonicalize().expect("a real path");
-        let (folder, journal, control) = (
-            root.join("node"),
-            root.join("journal"),
-            root.join("control"),
-        );
+        let (folder, notes, control) =
+            (root.join("node"), root.join("notes"), root.join("control"));
         fs::write(&control, "ok").expect("writes");
-        fs::write(&journal, "").expect("writes");
+        fs::write(&notes, "").expect("writes");
         Scene {
             _temporary: temporary,
             folder,
-            journal,
+            notes,
             control,
             shim: None,
+            watched: "journal",
         }
     }
 
     /// With the shim, compiled here: a C compiler is needed to build the project anyway.
     fn shimmed() -> Scene {
         let mut scene = Scene::plain();
-        let shim = scene.journal.with_file_name("shim.so");
+        let shim = scene.notes.with_file_name("shim.so");
         let source = Path::new(env!("CARGO_MANIFEST_DIR"))
             .join("tests")
             .join("shim.c");
@@ -195,14 +241,15 @@ impl Scene {
         command
             .args(["child", what])
             .arg(&self.folder)
-            .arg(&self.journal)
+            .arg(&self.notes)
             .stdout(Stdio::piped());
         if let Some(shim) = &self.shim {
             command
                 .env("LD_PRELOAD", shim)
-                .env("SHIM_DIR", &self.folder);
+                .env("SHIM_DIR", &self.folder)
+                .env("SHIM_FILE", self.watched);
             command
-                .env("SHIM_JOURNAL", &self.journal)
+                .env("SHIM_NOTES", &self.notes)
                 .env("SHIM_CONTROL", &self.control);
         }
         let mut child = command.spawn().expect("the child starts");
@@ -213,14 +260,14 @@ impl Scene {
         assert_eq!(
             line,
             "ready\n",
-            "the child opened its folder; journal ends: {:?}",
+            "the child opened its folder; the notes end: {:?}",
             self.lines().last()
         );
         child
     }
 
     fn lines(&self) -> Vec<String> {
-        fs::read_to_string(&self.journal)
+        fs::read_to_string(&self.notes)
             .expect("reads")
             .lines()
             .map(str::to_owned)
@@ -228,11 +275,11 @@ impl Scene {
     }
 
     fn note(&self, line: &str) {
-        let mut journal = OpenOptions::new()
+        let mut notes = OpenOptions::new()
             .append(true)
-            .open(&self.journal)
+            .open(&self.notes)
             .expect("opens");
-        writeln!(journal, "{line}").expect("writes");
+        writeln!(notes, "{line}").expect("writes");
     }
 
     fn wait_for_lines(&self, what: &str, count: usize) {
@@ -260,7 +307,7 @@ fn number(line: &str) -> u64 {
         .expect("a number")
 }
 
-/// Compares each acknowledgement with the syncs journalled before it; says how many there were, or which was too early.
+/// Compares each acknowledgement with the syncs noted before it; says how many there were, or which was too early.
 fn acknowledged_after_sync(lines: &[String]) -> Result<usize, String> {
     let mut synced = 0;
     let mut acknowledged = 0;
@@ -302,13 +349,14 @@ fn every_acknowledged_append_was_synced_before() {
         .into_iter()
         .filter(|line| !line.starts_with("synced "))
         .collect();
-    acknowledged_after_sync(&unsynced).expect_err("a journal without syncs must not pass");
+    acknowledged_after_sync(&unsynced).expect_err("notes without syncs must not pass");
 }
 
-/// Lets the child work, breaks its disk, and returns its journal once it was refused often enough to end by itself.
-fn break_disk(how: &str) -> (Scene, Vec<String>) {
-    let scene = Scene::shimmed();
-    let mut child = scene.start("append");
+/// Lets the child work, breaks a file of its disk, and returns its notes once it was refused often enough to end by itself.
+fn break_disk(what: &str, watched: &'static str, how: &str) -> (Scene, Vec<String>) {
+    let mut scene = Scene::shimmed();
+    scene.watched = watched;
+    let mut child = scene.start(what);
     scene.wait_for_lines("acked", 50);
     // Renamed into place: the child reads either word, never half of one.
     let next = scene.control.with_extension("next");
@@ -319,7 +367,9 @@ fn break_disk(how: &str) -> (Scene, Vec<String>) {
         "the child sees every refusal and ends"
     );
     let lines = scene.lines();
-    acknowledged_after_sync(&lines).expect("synced before");
+    if watched == "journal" {
+        acknowledged_after_sync(&lines).expect("synced before");
+    }
     (scene, lines)
 }
 
@@ -343,7 +393,15 @@ fn reopens_with(scene: &Scene, acknowledged: u64) {
 }
 
 fn a_failed_sync_ends_the_store_for_good() {
-    let (scene, lines) = break_disk("eio");
+    failed_sync("append", "journal");
+}
+
+fn a_failed_sync_of_sleds_file_ends_the_store_for_good() {
+    failed_sync("append large", "log/db");
+}
+
+fn failed_sync(what: &str, watched: &'static str) {
+    let (scene, lines) = break_disk(what, watched, "eio");
     let failed_at = lines
         .iter()
         .position(|line| line.starts_with("failed "))
@@ -354,7 +412,7 @@ fn a_failed_sync_ends_the_store_for_good() {
         "nothing but refusals after the failure: {after:?}"
     );
     assert!(
-        after[0].contains("syncing") && after[0].contains("log/db"),
+        after[0].contains("syncing") && after[0].contains(watched),
         "says what failed: {}",
         after[0]
     );
@@ -362,7 +420,7 @@ fn a_failed_sync_ends_the_store_for_good() {
 }
 
 fn a_full_disk_says_so_and_loses_nothing() {
-    let (scene, lines) = break_disk("full");
+    let (scene, lines) = break_disk("append", "journal", "full");
     let refused_at = lines
         .iter()
         .position(|line| line.starts_with("refused "))
@@ -381,6 +439,28 @@ fn a_full_disk_says_so_and_loses_nothing() {
         "{error}"
     );
     reopens_with(&scene, last_acknowledged(&lines));
+}
+
+/// sled's recovery believes the head of a segment about all that lies before it: only what lies in the last two, of which one
+/// may be just begun, is looked at. What a power cut may take must be in there.
+fn sled_never_writes_a_segment_between_two_syncs() {
+    const SEGMENT_BYTES: u64 = 8 * 1024 * 1024;
+    let mut scene = Scene::shimmed();
+    scene.watched = "log/db";
+    let child = scene.start("purge");
+    scene.wait_for_lines("done", 1);
+    end(child);
+    let lines = scene.lines();
+    let wrote: Vec<u64> = lines
+        .iter()
+        .skip_while(|line| !line.starts_with("began "))
+        .filter(|line| line.starts_with("wrote "))
+        .map(|line| number(line))
+        .collect();
+    let most = wrote.iter().max().copied().expect("some");
+    let all: u64 = wrote.iter().sum();
+    println!("{all} bytes in {} syncs, {most} at most", wrote.len());
+    assert!(most < SEGMENT_BYTES, "{most} bytes between two syncs");
 }
 
 fn nothing_acknowledged_is_lost_to_kill_9() {

@@ -1,11 +1,12 @@
 /* Decides what a process's syncs do, and writes down what they covered. Preloaded into the store's child process.
  *
- * Entries carry the text "entry-NNNNNNNN;". A pwrite into the watched folder notes the largest NNNNNNNN it saw; a sync that
- * succeeds then writes "synced N" to the journal, N being what had been written when the sync began. The child itself writes
- * "acked N" to the same journal, so the order in that file is the order in which things happened.
+ * Entries carry the text "entry-NNNNNNNN;". A pwrite into the watched file notes the largest NNNNNNNN it saw; a sync that
+ * succeeds then writes "synced N" to the notes, N being what had been written when the sync began, and "wrote N", the bytes
+ * since the sync before. The child itself writes "acked N" to the same notes, so the order in that file is the order in which
+ * things happened.
  *
- * SHIM_DIR: the watched folder. SHIM_JOURNAL: the journal. SHIM_CONTROL: a file that holds ok, eio (syncs fail) or full
- * (writes fail). */
+ * SHIM_DIR: the node's folder. SHIM_FILE: the watched file in it. SHIM_NOTES: the notes. SHIM_CONTROL: a file that holds ok,
+ * eio (syncs fail) or full (writes fail). */
 #define _GNU_SOURCE
 #include <dlfcn.h>
 #include <errno.h>
@@ -17,17 +18,19 @@
 #include <unistd.h>
 
 static atomic_long written_max = 0;
+static atomic_long unsynced_bytes = 0;
 
 static int watched(int fd) {
     char link[64], path[4096];
-    const char *folder = getenv("SHIM_DIR");
-    if (!folder) return 0;
+    const char *folder = getenv("SHIM_DIR"), *file = getenv("SHIM_FILE");
+    if (!folder || !file) return 0;
     snprintf(link, sizeof link, "/proc/self/fd/%d", fd);
     ssize_t length = readlink(link, path, sizeof path - 1);
     if (length < 0) return 0;
     path[length] = 0;
-    /* The log itself, not the high file: only that sync makes an entry durable. */
-    return strncmp(path, folder, strlen(folder)) == 0 && length > 7 && strcmp(path + length - 7, "/log/db") == 0;
+    /* One file, not the high file or whatever else is synced: only that sync makes an entry durable. */
+    size_t before = strlen(folder);
+    return strncmp(path, folder, before) == 0 && path[before] == '/' && strcmp(path + before + 1, file) == 0;
 }
 
 static int control_is(const char *word) {
@@ -42,7 +45,7 @@ static int control_is(const char *word) {
 
 static void note(const char *what, long number) {
     char line[64];
-    const char *path = getenv("SHIM_JOURNAL");
+    const char *path = getenv("SHIM_NOTES");
     int fd = path ? open(path, O_WRONLY | O_APPEND | O_CREAT | O_CLOEXEC, 0600) : -1;
     if (fd < 0) return;
     int length = snprintf(line, sizeof line, "%s %ld\n", what, number);
@@ -72,7 +75,10 @@ static ssize_t write_through(const char *name, int fd, const void *bytes, size_t
         return -1;
     }
     ssize_t done = real(fd, bytes, length, at);
-    if (done > 0) scan(bytes, done);
+    if (done > 0) {
+        scan(bytes, done);
+        atomic_fetch_add(&unsynced_bytes, done);
+    }
     return done;
 }
 
@@ -82,14 +88,17 @@ ssize_t pwrite64(int fd, const void *bytes, size_t length, off_t at) { return wr
 static int sync_through(const char *name, int fd) {
     int (*real)(int) = (int (*)(int))dlsym(RTLD_NEXT, name);
     if (!watched(fd)) return real(fd);
-    long covered = atomic_load(&written_max);
+    long covered = atomic_load(&written_max), wrote = atomic_exchange(&unsynced_bytes, 0);
     if (control_is("eio")) {
         note("failed", covered);
         errno = EIO;
         return -1;
     }
     int result = real(fd);
-    if (result == 0) note("synced", covered);
+    if (result == 0) {
+        note("synced", covered);
+        note("wrote", wrote);
+    }
     return result;
 }
 

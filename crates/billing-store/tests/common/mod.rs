@@ -4,6 +4,8 @@
 #![allow(dead_code)]
 
 use std::collections::{BTreeMap, VecDeque};
+use std::fs;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -26,19 +28,37 @@ pub fn identity() -> Identity {
     }
 }
 
+/// So small that it is full all the time, and that some batches are larger.
+pub const JOURNAL_SMALL_BYTES: u64 = 32 * 1024;
+
 /// A device that outlives the processes that open it.
 pub enum Device {
     Sled(TempDir),
+    /// With a small journal.
+    SledSmall(TempDir),
     Sim(SimDisk),
 }
 
 impl Device {
-    pub fn both() -> Vec<Device> {
-        vec![Device::sled(), Device::sim()]
+    pub fn all() -> Vec<Device> {
+        vec![Device::sled(), Device::sled_small(), Device::sim()]
     }
 
     pub fn sled() -> Device {
         Device::Sled(tempfile::tempdir().expect("a temporary folder"))
+    }
+
+    pub fn sled_small() -> Device {
+        Device::SledSmall(tempfile::tempdir().expect("a temporary folder"))
+    }
+
+    /// A new one of the same kind.
+    pub fn another(&self) -> Device {
+        match self {
+            Device::Sled(_) => Device::sled(),
+            Device::SledSmall(_) => Device::sled_small(),
+            Device::Sim(_) => Device::sim(),
+        }
     }
 
     pub fn sim() -> Device {
@@ -51,6 +71,7 @@ impl Device {
     pub fn name(&self) -> &'static str {
         match self {
             Device::Sled(_) => "sled",
+            Device::SledSmall(_) => "sled, small journal",
             Device::Sim(_) => "sim",
         }
     }
@@ -58,16 +79,28 @@ impl Device {
     pub fn create(&self) -> Result<Disk, StoreError> {
         match self {
             Device::Sled(folder) => billing_store::create(&folder.path().join("node"), &identity()),
+            Device::SledSmall(folder) => {
+                let node = folder.path().join("node");
+                billing_store::create_with_journal(&node, &identity(), JOURNAL_SMALL_BYTES)
+            }
             Device::Sim(disk) => disk.create(&identity()),
         }
     }
 
     pub fn open(&self) -> Result<Disk, StoreError> {
         match self {
-            Device::Sled(folder) => {
+            Device::Sled(folder) | Device::SledSmall(folder) => {
                 billing_store::open(&folder.path().join("node"), NODE, Some(CLUSTER))
             }
             Device::Sim(disk) => disk.open(NODE, Some(CLUSTER)),
+        }
+    }
+
+    /// The folder of the real disk.
+    pub fn node(&self) -> PathBuf {
+        match self {
+            Device::Sled(folder) | Device::SledSmall(folder) => folder.path().join("node"),
+            Device::Sim(_) => panic!("a test of the real disk"),
         }
     }
 
@@ -77,6 +110,26 @@ impl Device {
         drop(disk);
         self.open().expect("opens again")
     }
+}
+
+/// A folder as it lies there: what kill -9 leaves, when somebody has it open.
+pub fn copy(from: &Path, to: &Path) {
+    fs::create_dir_all(to).expect("creates");
+    for entry in fs::read_dir(from).expect("reads") {
+        let entry = entry.expect("reads");
+        let to = to.join(entry.file_name());
+        if entry.file_type().expect("type").is_dir() {
+            copy(&entry.path(), &to);
+        } else {
+            fs::copy(entry.path(), to).expect("copies");
+        }
+    }
+}
+
+pub fn flip_bit(path: &Path, at: u64, mask: u8) {
+    let mut bytes = fs::read(path).expect("reads");
+    bytes[at as usize] ^= mask;
+    fs::write(path, bytes).expect("writes");
 }
 
 pub fn entry(index: u64) -> Entry {
