@@ -43,8 +43,8 @@ const SEGMENT_BYTES: usize = 8 * 1024 * 1024;
 const LEAF_ITEMS_MAX: usize = 17;
 const _: () = assert!((LEAF_ITEMS_MAX + 1) * (PACK_BYTES_MAX + 1024) < SEGMENT_BYTES / 4);
 /// What sled is told, or made to forget, before its file is synced. It writes up to five times that, since it rewrites a page
-/// after every tenth change of it (`process.rs` watches): less than a segment.
-const TOLD_BYTES_MAX: usize = SEGMENT_BYTES / 8;
+/// after every tenth change of it, and two pages of a MiB more when it tidies up (`process.rs` watches): less than a segment.
+const TOLD_BYTES_MAX: usize = SEGMENT_BYTES / 16;
 const CACHE_BYTES: u64 = 64 * 1024 * 1024;
 /// Operations that one batch takes at most, so that the first of them does not wait for ever.
 const BATCH_OPS_MAX: usize = QUEUED_OPS_MAX;
