@@ -529,7 +529,7 @@ async fn a_full_disk_ends_the_node_and_nothing_acknowledged_is_lost() -> Result<
     fs::create_dir(&small)?;
     // A process namespace too: whatever ends the shell ends the node with it. What the disk held is copied before the mount
     // goes away.
-    let script = r#"mount -t tmpfs -o size=10m none "$0" || exit 99
+    let script = r#"mount -t tmpfs -o size=12m none "$0" || exit 99
         saved=$1; shift; "$@"; code=$?; cp -r "$0/node" "$saved"; exit $code"#;
     let inside = |program: &Command| {
         let mut inside = Command::new("unshare");
