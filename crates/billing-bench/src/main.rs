@@ -11,6 +11,8 @@ mod failover;
 mod floors;
 mod handoffs;
 mod held;
+mod invoices;
+mod join;
 mod load;
 mod machine;
 mod pairs;
@@ -93,6 +95,8 @@ enum Bench {
     Failover(failover::Args),
     /// Acquires while a snapshot of many invoices is taken
     Snapshot(snapshot::Args),
+    /// A node that joins a cluster of many invoices by snapshot, while acquires go on
+    Join(join::Args),
 }
 
 fn main() -> ExitCode {
@@ -127,6 +131,7 @@ async fn run(args: &Args) -> Result<()> {
         Bench::Peers(args) => peers::run(common, args).await,
         Bench::Failover(args) => failover::run(common, args).await,
         Bench::Snapshot(args) => snapshot::run(common, args).await,
+        Bench::Join(args) => join::run(common, args).await,
     }?;
     finish(common, &report, &before)
 }

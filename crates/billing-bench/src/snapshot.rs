@@ -10,11 +10,10 @@ use std::{
 };
 
 use anyhow::{Context, Result, ensure};
-use billing_client::v1;
-use futures::future::{join_all, try_join_all};
+use futures::future::join_all;
 
 use crate::{
-    Common,
+    Common, invoices,
     place::{NODES, Place},
     report::{Report, number},
     stats::{Latencies, Percentiles},
@@ -26,8 +25,6 @@ const RATIO_MAX: f64 = 2.0;
 const SNAPSHOT_WITHIN: Duration = Duration::from_secs(600);
 /// Nobody takes one by itself meanwhile.
 const NEVER: &str = "1000000000";
-/// Invoices are submitted over so many clients at once.
-const SUBMITTERS: u64 = 4;
 
 #[derive(Debug, clap::Args)]
 pub struct Args {
@@ -57,7 +54,7 @@ struct Shared {
 
 pub async fn run(common: &Common, args: &Args) -> Result<Report> {
     let mut place = Place::with_flags(common, &["--snapshot-every", NEVER]).await?;
-    submit(&place, args.invoices).await?;
+    invoices::submit(&place, args.invoices).await?;
     let leader = place.leader().await?;
     let endpoint = place.cluster.endpoint(leader);
     let shared = Arc::new(Shared::default());
@@ -142,31 +139,6 @@ async fn call(
             .await?;
     }
     Ok((without, during))
-}
-
-async fn submit(place: &Place, count: u64) -> Result<()> {
-    let each = count.div_ceil(SUBMITTERS);
-    let shares = (0..SUBMITTERS).map(|share| {
-        let invoices = (share * each..((share + 1) * each).min(count)).map(invoice);
-        place.client.submit_invoices(invoices, |_| {})
-    });
-    let submitted = try_join_all(shares).await?;
-    let sum: u64 = submitted
-        .iter()
-        .map(|some| some.submitted + some.unchanged)
-        .sum();
-    ensure!(sum == count, "{sum} of {count} invoices were taken");
-    Ok(())
-}
-
-fn invoice(number: u64) -> v1::Invoice {
-    v1::Invoice {
-        invoice_id: format!("inv-{number:09}"),
-        customer_id: format!("customer-{}", number % 50_000),
-        amount_minor: 1_000 + (number % 90_000) as i64,
-        currency: "EUR".to_owned(),
-        ..Default::default()
-    }
 }
 
 fn show(
