@@ -45,7 +45,7 @@ pub struct Args {
     node_flags: Vec<String>,
 }
 
-/// Where a node's state came from, and what of it is in memory.
+/// Of each node, in bytes.
 #[derive(Debug, Serialize)]
 struct Resident {
     before: Vec<u64>,
@@ -69,6 +69,8 @@ struct Joined {
 struct Side {
     acquires: Percentiles,
     gap_ms: f64,
+    /// When it ended, since this side began.
+    gap_at_seconds: f64,
     seconds: f64,
 }
 
@@ -77,6 +79,7 @@ struct Watch {
     latencies: Latencies,
     /// The longest time without one.
     gap: Duration,
+    gap_ended: Instant,
     since: Instant,
     last: Instant,
 }
@@ -89,25 +92,33 @@ impl Watch {
         Ok(Watch {
             latencies: Latencies::new()?,
             gap: Duration::ZERO,
+            gap_ended: now,
             since: now,
             last: now,
         })
     }
 
     fn granted(&mut self, took: Duration) {
-        let now = Instant::now();
         self.latencies.record(took);
-        self.gap = self.gap.max(now - self.last);
+        self.went_on(Instant::now());
+    }
+
+    fn went_on(&mut self, now: Instant) {
+        if now - self.last > self.gap {
+            self.gap = now - self.last;
+            self.gap_ended = now;
+        }
         self.last = now;
     }
 
     /// What was seen since the watch began. A gap that has not ended counts as well.
-    fn end(self) -> Side {
+    fn end(mut self) -> Side {
         let now = Instant::now();
-        let gap = self.gap.max(now - self.last);
+        self.went_on(now);
         Side {
             acquires: self.latencies.figures(),
-            gap_ms: gap.as_secs_f64() * 1_000.0,
+            gap_ms: self.gap.as_secs_f64() * 1_000.0,
+            gap_at_seconds: (self.gap_ended - self.since).as_secs_f64(),
             seconds: (now - self.since).as_secs_f64(),
         }
     }
@@ -339,11 +350,12 @@ fn show(
             format!("{:.2}", side.acquires.p999_ms),
             format!("{:.2}", side.acquires.most_ms),
             format!("{:.2}", side.gap_ms),
+            format!("{:.1}", side.gap_at_seconds),
         ]
     };
     report.table(
         &[
-            "", "acquires", "/s", "p50 ms", "p99 ms", "p99.9 ms", "worst ms", "gap ms",
+            "", "acquires", "/s", "p50 ms", "p99 ms", "p99.9 ms", "worst ms", "gap ms", "at s",
         ],
         &[row("before", without), row("during the join", during)],
     );
