@@ -15,6 +15,8 @@ use crate::raft::snapshot::SnapshotError;
 /// Each holds a copy of the ledger: what is changed meanwhile stands in memory twice.
 pub const COPIES_MAX: usize = 2;
 /// Between two attempts to propose the restore.
+/// Between two requests for the same snapshot.
+const ASK_AGAIN: Duration = Duration::from_millis(250);
 const RESTORE_RETRY: Duration = Duration::from_millis(250);
 
 /// The ledger as of one index. Applies go on.
@@ -74,7 +76,8 @@ impl Node {
             ));
         };
         let mut metrics = inner.raft.metrics();
-        let mut asked_at = None;
+        let clock = &*inner.env.clock;
+        let mut asked = None;
         loop {
             if let Some(newest) = inner
                 .snapshots
@@ -86,10 +89,12 @@ impl Node {
                     bytes: newest.sum.bytes,
                 });
             }
-            // One that was begun earlier does not reach far enough: asked again when it is done.
+            // One that was begun earlier does not reach far enough: asked again when it is done. None is begun while one is on
+            // its way to another node: asked again after a while. While one is made, asking changes nothing.
             let done = metrics.borrow_watched().snapshot.map(|last| last.index);
-            if asked_at != Some(done) {
-                asked_at = Some(done);
+            let now = clock.monotonic();
+            if asked.is_none_or(|(at, told)| told != done || now.since(at) >= ASK_AGAIN) {
+                asked = Some((now, done));
                 inner
                     .raft
                     .trigger()
@@ -100,7 +105,7 @@ impl Node {
             let gone = tokio::select! {
                 biased;
                 changed = metrics.changed() => changed.is_err(),
-                () = inner.env.clock.sleep(RESTORE_RETRY) => false,
+                () = clock.sleep(ASK_AGAIN) => false,
             };
             if gone || *inner.closing.borrow() {
                 return Err(CallError::not_applied("the node is stopping"));

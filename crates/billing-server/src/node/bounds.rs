@@ -14,6 +14,8 @@ pub const READS_WAITING_MAX: usize = 16_384; // Linearizable reads that wait for
 pub const WATCHERS_MAX: usize = 1_024; // Watches that stand on one node. One more: Overloaded, at once.
 pub const WATCH_LAG_MAX: u64 = 500_000; // Records that a watcher may be behind the newest. More: it ends with IndexPurged.
 
+pub const LOG_HELD_MAX: u64 = 500_000; // Entries that a leader keeps behind its snapshot while it sends one. More: purged; that node starts over.
+
 pub const VOTERS_MAX: usize = 9; // More voters make every write slower and nothing safer. One more is refused.
 pub const MEMBERS_MAX: usize = 12; // Voters and learners. One more is refused; each node remembers the folders of them all.
 pub const PROMOTE_LAG_MAX: u64 = 100; // Entries that a learner, or an heir, may be behind the leader. More: refused.

@@ -29,9 +29,10 @@ use crate::raft::replica::Replica;
 use crate::raft::service::PeerService;
 use crate::raft::snapshot::Offload;
 use crate::raft::state_machine::StateMachine;
+use crate::raft::transfers::Transfers;
 use crate::raft::types::Raft;
 
-/// A snapshot may take this long for each piece, and for being installed at the end.
+/// A snapshot may take this long for each piece, and this long plus a while by its size for being installed at the end.
 const SNAPSHOT_TIMEOUT: Duration = Duration::from_secs(30);
 /// What was queued before the node ends goes out within this, and is answered. What is still queued then is refused.
 const CLOSE_PATIENCE: Duration = Duration::from_secs(2);
@@ -110,12 +111,14 @@ impl Node {
         let clock = LeaderClock::new(config.node, env.clock.clone());
         let replica = Arc::new(Replica::new(clock, fail_stop.clone()));
         let succession = succession::Succession::new();
+        let transfers = Transfers::default();
         let network = Network {
             succession: succession.clone(),
             links: links.clone(),
             me: config.node,
             snapshots: disk.snapshots.clone(),
             patience: config.election_timeout_min,
+            transfers: transfers.clone(),
         };
         let log = LogStore::new(disk.log.clone(), folders.clone(), fail_stop.clone());
         let machine = StateMachine::new(
@@ -123,6 +126,7 @@ impl Node {
             disk.snapshots.clone(),
             disk.log.clone(),
             config.offload,
+            transfers,
             fail_stop.clone(),
         );
         let raft = Raft::build(config.node, settings, network, log, machine)

@@ -14,6 +14,7 @@ pub(crate) mod runtime;
 pub(crate) mod service;
 pub(crate) mod snapshot;
 pub(crate) mod state_machine;
+pub(crate) mod transfers;
 pub(crate) mod types;
 
 pub use replica::{HASH_EVERY, StateHash};

@@ -23,6 +23,7 @@ use tonic::{Code, Response, Status};
 
 use super::links::{Lane, Link, Links, body, payload};
 use super::snapshot::{Description, SnapshotFile, SnapshotHeader};
+use super::transfers::Transfers;
 use super::types::{Peer, SnapshotMeta, TypeConfig, Vote};
 use crate::node::succession::Succession;
 
@@ -33,6 +34,9 @@ const COMMIT_WAITS: Duration = Duration::from_millis(2);
 
 /// Pieces of a snapshot read ahead of the network.
 const SNAPSHOT_PIECES_AHEAD: usize = 4;
+/// Slower than this no node installs what it was sent, however busy its machine is: a million invoices took 27 s of two crowded
+/// cores. One that vanishes meanwhile breaks the connection long before.
+const INSTALLED_PER_SECOND_MIN: u64 = 1024 * 1024;
 
 /// Makes a client per target and lane.
 #[derive(Clone)]
@@ -43,6 +47,7 @@ pub struct Network {
     /// How long an append may go unanswered before the stream is given up and opened anew.
     pub patience: Duration,
     pub succession: Succession,
+    pub transfers: Transfers,
 }
 
 impl Network {
@@ -136,6 +141,11 @@ fn failure(status: Status) -> RPCError<TypeConfig> {
         }
         _ => RPCError::Network(NetworkError::new(&status)),
     }
+}
+
+/// How long a node may take to install a snapshot of so many bytes once it has all of them.
+fn installed_within(limit: Duration, bytes: u64) -> Duration {
+    limit.saturating_add(Duration::from_secs(bytes / INSTALLED_PER_SECOND_MIN))
 }
 
 /// The requests of a stream without those that the next one makes needless: the library tells each follower of each commit
@@ -315,6 +325,7 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
         cancel: impl Future<Output = ReplicationClosed> + OptionalSend + 'static,
         option: RPCOption,
     ) -> Result<SnapshotResponse<TypeConfig>, StreamingError<TypeConfig>> {
+        let _transfer = self.network.transfers.begin();
         let sending = self.send_snapshot(vote, snapshot.meta, snapshot.snapshot, &option);
         tokio::select! {
             biased;
@@ -369,6 +380,7 @@ impl PeerClient {
         let (pieces, queued) = tokio::sync::mpsc::channel::<Payload>(SNAPSHOT_PIECES_AHEAD);
         // A piece that is not taken in time means that the other side stopped taking them.
         let limit = option.hard_ttl();
+        let install_limit = installed_within(limit, file.sum.bytes);
         let feed = async {
             let mut next = Some(header);
             while let Some(piece) = next {
@@ -399,10 +411,10 @@ impl PeerClient {
             response = &mut call => response,
             fed = &mut feed => {
                 fed?;
-                match tokio::time::timeout(limit, call).await {
+                match tokio::time::timeout(install_limit, call).await {
                     Ok(response) => response,
                     Err(_) => return Err(RPCError::Timeout(
-                        self.timeout(RPCTypes::InstallSnapshot, limit),
+                        self.timeout(RPCTypes::InstallSnapshot, install_limit),
                     )),
                 }
             }
@@ -449,6 +461,14 @@ mod tests {
             (request.vote.leader_id.term, request.entries.len(), commit)
         });
         requests.collect().await
+    }
+
+    #[test]
+    fn a_large_snapshot_may_take_long_to_install() {
+        let limit = Duration::from_secs(30);
+        assert_eq!(installed_within(limit, 5_000), limit);
+        // A million invoices: more than a machine took that had four nodes, their clients and compilers on two cores.
+        assert!(installed_within(limit, 124_000_000) > Duration::from_secs(4 * 27));
     }
 
     #[tokio::test]

@@ -1,5 +1,5 @@
-//! Decides where a ledger becomes bytes and bytes become a ledger: on a thread of its own that gives way to everything else,
-//! a few pieces at a time, so that neither applies nor heartbeats wait and memory stays bounded. A simulation has one thread
+//! Decides where a ledger becomes bytes and bytes become a ledger: on a thread of its own, which gives way to everything else
+//! while it writes, a few pieces at a time, so that neither applies nor heartbeats wait and memory stays bounded. A simulation has one thread
 //! and does it there and then. Never touches the running ledger.
 
 use std::io::{self, Read, Write};
@@ -16,15 +16,20 @@ const PIECES_AHEAD: usize = 4;
 /// Of 19: whatever serves goes first, and an idle core is still used.
 const NICENESS: i32 = 10;
 
-/// Does `work` on a thread of its own, of low priority: those of the runtime's pool also sync the log.
-fn aside(work: impl FnOnce() + Send + 'static) -> Result<(), SnapshotError> {
+/// Does `work` on a thread of its own: those of the runtime's pool also sync the log.
+fn beside(work: impl FnOnce() + Send + 'static) -> Result<(), SnapshotError> {
     let thread = std::thread::Builder::new().name("ledger copy".to_owned());
-    let started = thread.spawn(|| {
+    let started = thread.spawn(work);
+    started.map(drop).map_err(|_| SnapshotError::Thread)
+}
+
+/// The same, of low priority.
+fn aside(work: impl FnOnce() + Send + 'static) -> Result<(), SnapshotError> {
+    beside(|| {
         // On Linux this is the thread's own. Where it is refused, it merely competes.
         let _ = rustix::process::nice(NICENESS);
         work();
-    });
-    started.map(drop).map_err(|_| SnapshotError::Thread)
+    })
 }
 
 /// Lets go of a ledger that nobody needs: a million records take a while.
@@ -153,7 +158,8 @@ pub async fn gather(
         Offload::Thread => {
             let (pieces, coming) = mpsc::channel(PIECES_AHEAD);
             let (end, ended) = oneshot::channel();
-            aside(move || {
+            // Gives way to nobody: until it is done this node serves nobody, and the leader keeps its log for it.
+            beside(move || {
                 let mut arriving = Arriving {
                     coming,
                     piece: io::Cursor::default(),

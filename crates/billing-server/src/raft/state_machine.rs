@@ -14,6 +14,7 @@ use openraft::{EntryPayload, OptionalSend};
 use super::pieces;
 use super::replica::{Replica, State};
 use super::snapshot::{self, Description, Offload, SnapshotError, SnapshotFile};
+use super::transfers::Transfers;
 use super::types::{Entry, LogId, Membership, Outcome, Peer, SnapshotMeta, TypeConfig};
 use crate::node::FailStop;
 
@@ -29,6 +30,7 @@ pub struct StateMachine {
     /// Snapshots whose every byte this process has seen.
     known: Arc<tokio::sync::Mutex<BTreeSet<SnapshotId>>>,
     offload: Offload,
+    transfers: Transfers,
     fail_stop: FailStop,
 }
 
@@ -38,6 +40,7 @@ impl StateMachine {
         snapshots: Arc<dyn SnapshotStore>,
         log: Arc<dyn LogDisk>,
         offload: Offload,
+        transfers: Transfers,
         fail_stop: FailStop,
     ) -> StateMachine {
         StateMachine {
@@ -46,6 +49,7 @@ impl StateMachine {
             log,
             known: Arc::default(),
             offload,
+            transfers,
             fail_stop,
         }
     }
@@ -167,6 +171,21 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
             }
         }
         Ok(())
+    }
+
+    async fn try_create_snapshot_builder(&mut self, force: bool) -> Option<Builder> {
+        let newest = self.snapshots.latest().map_or(0, |info| info.id.index);
+        let applied = self.replica.state().applied_index().unwrap_or(0);
+        let entries = applied.saturating_sub(newest);
+        if !force && self.transfers.hold(entries) {
+            // The library asks again in due course.
+            tracing::info!(
+                entries,
+                "no new snapshot while one is on its way to another node"
+            );
+            return None;
+        }
+        Some(self.copy())
     }
 
     async fn get_snapshot_builder(&mut self) -> Builder {
