@@ -178,8 +178,9 @@ enum Step {
     /// It is so already: a repeat.
     Nothing,
     Change(ChangeMembers<u64, Peer>),
+    /// To the first of them that answers.
     HandOver {
-        heir: u64,
+        heirs: Vec<u64>,
     },
 }
 
@@ -388,21 +389,42 @@ impl Scene {
             return Err(Refusal(to, MembershipReason::WrongRole, detail));
         }
         self.keeps_up(to)?;
-        Ok(Step::HandOver { heir: to })
+        Ok(Step::HandOver { heirs: vec![to] })
     }
 
-    /// Hands over to the first of the heirs among `wanted`.
+    /// Hands over to one of the heirs among `wanted`.
     fn give_way(&self, wanted: &BTreeSet<u64>) -> Result<Step, Refusal> {
-        match self.heirs(wanted).first() {
-            Some(&heir) => Ok(Step::HandOver { heir }),
-            None => Err(Refusal(
-                self.me,
-                MembershipReason::NoMajority,
-                format!(
-                    "it leads, and no other voter is reached and close enough to lead in its place (voters: {}): start one, and try again",
-                    List(&self.voters)
-                ),
-            )),
+        let heirs = self.heirs(wanted);
+        if heirs.is_empty() {
+            return Err(self.no_heir());
+        }
+        Ok(Step::HandOver { heirs })
+    }
+
+    fn no_heir(&self) -> Refusal {
+        Refusal(
+            self.me,
+            MembershipReason::NoMajority,
+            format!(
+                "it leads, and no other voter is reached and close enough to lead in its place (voters: {}): start one, and try again",
+                List(&self.voters)
+            ),
+        )
+    }
+
+    /// None of the heirs answered.
+    fn no_answer(&self, change: &Change) -> Refusal {
+        match change {
+            Change::TransferLeader { to: Some(to) } => Refusal(
+                *to,
+                MembershipReason::Lags,
+                "it was heard from lately and does not answer now: start it, or look at its log"
+                    .to_owned(),
+            ),
+            Change::TransferLeader { to: None }
+            | Change::AddLearner { .. }
+            | Change::Promote { .. }
+            | Change::Remove { .. } => self.no_heir(),
         }
     }
 
@@ -583,12 +605,36 @@ async fn make(node: &Arc<Inner>, change: Change) -> Word {
                 Err(word) => word,
             }
         }
-        Step::HandOver { heir } => match (hand_over(node, heir).await, change) {
-            (Ok(leads), Change::TransferLeader { .. }) => Word::Done(Changed::Leads(leads)),
-            (Ok(leads), _) => Word::Elsewhere(format!("node {leads} leads now")),
-            (Err(error), _) => Word::Failed(error),
-        },
+        Step::HandOver { heirs } => {
+            let Some(heir) = answering(node, &scene, &heirs).await else {
+                return Word::Refused(scene.no_answer(&change).into());
+            };
+            match (hand_over(node, heir).await, change) {
+                (Ok(leads), Change::TransferLeader { .. }) => Word::Done(Changed::Leads(leads)),
+                (Ok(leads), _) => Word::Elsewhere(format!("node {leads} leads now")),
+                (Err(error), _) => Word::Failed(error),
+            }
+        }
     }
+}
+
+/// The first of `heirs` that answers now. Whoever was heard from within an election timeout may be dead by now, and the library
+/// never takes a transfer back: its leader neither writes nor sends heartbeats any more, until the others elect somebody.
+async fn answering(node: &Inner, scene: &Scene, heirs: &[u64]) -> Option<u64> {
+    for &heir in heirs {
+        let peer = scene.nodes.get(&heir)?;
+        match greet::greet(node, heir, peer, &greet::Greeting::default()).await {
+            Ok(_) => return Some(heir),
+            Err(status) => {
+                tracing::warn!(
+                    heir,
+                    reason = status.message(),
+                    "it cannot lead: it does not answer"
+                );
+            }
+        }
+    }
+    None
 }
 
 fn done(node: &Inner, change: &Change) -> Changed {

@@ -4,7 +4,10 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use anyhow::{Context, Result, bail};
-use billing_core::{Command, MembershipReason, Rejection};
+use billing_core::{
+    AmountMinor, Command, Currency, CustomerId, InvoiceId, MembershipReason, Priority, Rejection,
+    SubmitInvoice,
+};
 use billing_env::{Net, RealNet};
 use billing_server::node::{CallError, Change, Changed, Node, NodeConfig, Role};
 use billing_server::raft::Peer;
@@ -86,6 +89,25 @@ async fn promoted(at: &Node, what: Change) -> Result<()> {
     tokio::time::timeout(PATIENCE, promoting)
         .await
         .context("it never caught up")?
+}
+
+/// Asks until it is done: a leader of a moment ago has not heard from everybody yet.
+async fn transferred(at: &Node, to: Option<u64>) -> Result<u64> {
+    let asked = async {
+        loop {
+            match change(at, Change::TransferLeader { to }).await? {
+                Ok(Changed::Leads(leads)) => return Ok(leads),
+                Err(Rejection::MembershipRefused {
+                    reason: MembershipReason::Lags | MembershipReason::NoMajority,
+                    ..
+                }) => tokio::time::sleep(Duration::from_millis(20)).await,
+                other => bail!("{other:?}"),
+            }
+        }
+    };
+    tokio::time::timeout(PATIENCE, asked)
+        .await
+        .context("nobody was ready to lead")?
 }
 
 #[track_caller]
@@ -294,8 +316,9 @@ async fn what_would_harm_the_cluster_is_refused_with_the_reason() -> Result<()> 
                     .await,
                 Ok(Err(Rejection::MembershipRefused {
                     reason: MembershipReason::Lags,
+                    detail,
                     ..
-                }))
+                })) if detail.contains("not heard from lately")
             )
         }
     })
@@ -359,12 +382,7 @@ async fn an_id_stays_used_through_snapshots_and_restarts() -> Result<()> {
     let peer = launch(&mut cluster, 50).await?;
     add(cluster.node(leader), 50, &peer).await??;
     promoted(cluster.node(leader), promote(50, None, true)).await?;
-    let moved = change(
-        cluster.node(leader),
-        Change::TransferLeader { to: Some(50) },
-    )
-    .await??;
-    assert_eq!(moved, Changed::Leads(50));
+    assert_eq!(transferred(cluster.node(leader), Some(50)).await?, 50);
     assert_eq!(cluster.leader().await?, 50);
     assert!(
         cluster.node(50).status().snapshot.is_some(),
@@ -383,24 +401,115 @@ async fn the_leadership_goes_where_it_is_sent() -> Result<()> {
     let leader = cluster.leader().await?;
     let heir = cluster.follower().await?;
     // Asked at the node that is to lead: forwarded, and answered by the one that leads no more.
-    let to = Change::TransferLeader { to: Some(heir) };
-    assert_eq!(
-        change(cluster.node(heir), to.clone()).await??,
-        Changed::Leads(heir)
-    );
+    let to = Some(heir);
+    assert_eq!(transferred(cluster.node(heir), to).await?, heir);
     assert_eq!(cluster.leader().await?, heir);
-    assert_eq!(
-        change(cluster.node(leader), to).await??,
-        Changed::Leads(heir)
-    );
-    let anybody = Change::TransferLeader { to: None };
-    let moved = change(cluster.node(leader), anybody).await??;
-    assert!(
-        matches!(moved, Changed::Leads(next) if next != heir),
-        "{moved:?}"
-    );
-    assert_eq!(Changed::Leads(cluster.leader().await?), moved);
+    assert_eq!(transferred(cluster.node(leader), to).await?, heir);
+    let moved = transferred(cluster.node(leader), None).await?;
+    assert_ne!(moved, heir, "to whoever is ready");
+    assert_eq!(cluster.leader().await?, moved);
     Ok(())
+}
+
+/// Invoices enough for a snapshot that takes its time on a slow way.
+async fn submitted(node: &Node, count: u32) -> Result<()> {
+    let invoices: Vec<Command> = (0..count)
+        .map(|number| {
+            Ok(Command::SubmitInvoice(SubmitInvoice {
+                invoice: InvoiceId::new(&format!("due-{number}"))?,
+                customer: CustomerId::new(&format!("customer-{number}"))?,
+                amount: AmountMinor::new(1_000)?,
+                currency: Currency::new("EUR")?,
+                due_at: None,
+                priority: Priority::default(),
+            }))
+        })
+        .collect::<Result<_>>()?;
+    let answers = invoices.into_iter().map(|submit| insist(node, submit));
+    for answer in futures::future::join_all(answers).await {
+        answer??;
+    }
+    Ok(())
+}
+
+/// Entries without a pause, several at once, until it is dropped.
+async fn busy(node: &Node) -> Result<()> {
+    async fn call(node: &Node, number: u8) -> Result<()> {
+        loop {
+            // Whatever the ledger says of a session that nobody opened: it is an entry.
+            insist(node, keep_alive(number)).await?.ok();
+        }
+    }
+    let callers = (200..216).map(|number| call(node, number));
+    futures::future::try_join_all(callers).await?;
+    Ok(())
+}
+
+/// Keeps the node busy until more of its log is purged than before.
+async fn until_purged(node: &Node) -> Result<()> {
+    let before = node.status().purged;
+    tokio::select! {
+        stopped = busy(node) => stopped,
+        purged = eventually("the log is purged", || {
+            std::future::ready(node.status().purged > before)
+        }) => purged,
+    }
+}
+
+#[tokio::test]
+async fn a_newcomer_catches_up_over_a_slow_way_although_the_log_is_purged_all_the_time()
+-> Result<()> {
+    let (wires, nets) = wired(1..=3);
+    let mut cluster = Cluster::start_through(nets, small).await?;
+    let leader = cluster.leader().await?;
+    let node = cluster.node(leader).clone();
+    insist(&node, open_session(1, 300_000)?).await??;
+    submitted(&node, 8_000).await?;
+    until_purged(&node).await?;
+    let peer = launch(&mut cluster, 4).await?;
+    wires[&leader].slow_down(&peer.raft);
+    add(&node, 4, &peer).await??;
+    // While one snapshot travels, the log grows by more than what several others would leave of it.
+    let joins: Result<()> = tokio::select! {
+        stopped = busy(&node) => stopped,
+        joined = promoted(&node, promote(4, None, true)) => joined,
+    };
+    joins?;
+    wires[&leader].mend();
+    // Nothing is held for anybody any more.
+    until_purged(&node).await?;
+    assert_eq!(cluster.leader().await?, leader);
+    cluster.same_state().await
+}
+
+/// Whoever was heard from counts for longer than it takes to kill it.
+fn remembering(config: &mut NodeConfig) {
+    config.election_timeout_max = Duration::from_millis(3_000);
+}
+
+#[tokio::test]
+async fn the_leadership_does_not_go_to_a_voter_that_was_just_killed() -> Result<()> {
+    let mut cluster = Cluster::start(remembering).await?;
+    let leader = cluster.leader().await?;
+    let dead = cluster.follower().await?;
+    insist(cluster.node(leader), open_session(1, 300_000)?).await??;
+    cluster.same_state().await?;
+    let node = cluster.node(leader).clone();
+    let term = node.status().term;
+    cluster.kill(dead).await?;
+    let to = Change::TransferLeader { to: Some(dead) };
+    refused(
+        change(&node, to).await,
+        MembershipReason::Lags,
+        &["start it"],
+    )?;
+    acquired(&node, 1..5).await?;
+    let status = node.status();
+    assert_eq!((status.role, status.term), (Role::Leader, term));
+    // To anybody: there is one who answers, whoever was heard from last.
+    let other = cluster.others(leader);
+    assert_eq!(transferred(&node, None).await?, other[0]);
+    acquired(cluster.node(other[0]), 5..10).await
 }
 
 #[tokio::test]

@@ -4,10 +4,15 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::io;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use billing_env::{BoxFuture, BoxIo, Listener, Net, RealNet};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 use tokio::sync::watch;
+
+/// Of a way that is slow, at a time; a call that takes no more is not delayed.
+const SLOW_BYTES: usize = 16 * 1024;
+const SLOW_MOMENT: Duration = Duration::from_millis(60);
 
 /// What becomes of the bytes in which a marker is found.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -28,6 +33,7 @@ struct Shared {
     cut: watch::Sender<BTreeSet<String>>,
     swallowing: Mutex<BTreeMap<String, Swallowing>>,
     deaf_to: Mutex<BTreeSet<String>>,
+    slow_to: Mutex<BTreeSet<String>>,
 }
 
 /// The kernel's sockets, between which and the node somebody stands. Clones are the same.
@@ -51,11 +57,21 @@ impl Wires {
         self.0.cut.send_modify(BTreeSet::clear);
         lock(&self.0.swallowing).clear();
         lock(&self.0.deaf_to).clear();
+        lock(&self.0.slow_to).clear();
     }
 
     /// What is sent to `address` arrives, and no answer comes back.
     pub fn lose_answers(&self, address: &str) {
         lock(&self.0.deaf_to).insert(address.to_owned());
+    }
+
+    /// What is sent to `address` takes its time, from now on: [`SLOW_BYTES`] a moment on each connection.
+    pub fn slow_down(&self, address: &str) {
+        lock(&self.0.slow_to).insert(address.to_owned());
+    }
+
+    fn is_slow_to(&self, address: &str) -> bool {
+        lock(&self.0.slow_to).contains(address)
     }
 
     /// Once `marker` was seen on its way to `address`, nothing that is sent there arrives any more, and the sender cannot tell.
@@ -91,15 +107,20 @@ async fn carry(
     mut from: impl AsyncRead + Unpin,
     mut to: impl AsyncWrite + Unpin,
     arrives: impl Fn(&[u8]) -> bool,
+    slow: impl Fn() -> bool,
 ) -> io::Result<()> {
     let mut bytes = vec![0; 64 * 1024];
     loop {
-        let read = from.read(&mut bytes).await?;
+        let take = if slow() { SLOW_BYTES } else { bytes.len() };
+        let read = from.read(&mut bytes[..take]).await?;
         if read == 0 {
             return to.shutdown().await;
         }
         if arrives(&bytes[..read]) {
             to.write_all(&bytes[..read]).await?;
+        }
+        if read == SLOW_BYTES && slow() {
+            tokio::time::sleep(SLOW_MOMENT).await;
         }
     }
 }
@@ -119,8 +140,8 @@ impl Net for Wires {
                 let (said, hears) = tokio::io::split(relay);
                 tokio::select! {
                     _ = cut.wait_for(|cut| cut.contains(&address)) => {}
-                    _ = carry(said, far, |bytes| wires.arrives(&address, bytes)) => {}
-                    _ = carry(answers, hears, |_| !wires.is_deaf_to(&address)) => {}
+                    _ = carry(said, far, |bytes| wires.arrives(&address, bytes), || wires.is_slow_to(&address)) => {}
+                    _ = carry(answers, hears, |_| !wires.is_deaf_to(&address), || false) => {}
                 }
             });
             Ok(Box::new(near) as BoxIo)
