@@ -10,7 +10,7 @@ BENCH ?= all
 SCENARIO ?= smoke
 SEED ?= 1
 
-.PHONY: help build check fix test demo cluster bench bench-peers bench-crowd bench-failover etcd sim-one clean
+.PHONY: help build check fix test demo cluster bench bench-peers bench-crowd bench-failover bench-join etcd sim-one clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -51,6 +51,9 @@ bench-crowd: build bench-binary ## 100,000 sessions, 10,000 waiters on one invoi
 
 bench-failover: build bench-binary ## how long nobody can acquire when the leader is killed, stopped or cut off (RUNS=20; KIND=kill,stop without root)
 	@target/release/billing-bench failover --runs $(or $(RUNS),20) $(if $(KIND),--kind $(KIND)) --json target/bench-failover.json
+
+bench-join: build bench-binary ## a node that joins a cluster of a million invoices by snapshot, while acquires go on (INVOICES=1000000)
+	@target/release/billing-bench join --invoices $(if $(filter command line,$(origin INVOICES)),$(INVOICES),1000000) --json target/bench-join.json
 
 .PHONY: bench-binary
 bench-binary:

@@ -468,10 +468,7 @@ fn each_exit_code_has_its_words() {
         .run(1, "lease get ''")
         .run(2, "--timeout 1s invoice get inv-leaderless")
         .run(3, "--timeout 1s invoice cancel inv-lost --reason gone")
-        .run(
-            3,
-            "--timeout 1s lease force-release inv-lost --reason gone",
-        )
+        .run(3, "--timeout 1s lease force-release inv-lost --reason gone")
         .run(2, "--timeout 1s lease acquire inv-lost")
         .run(2, "lease acquire inv-7 --ttl 30")
         .run(2, "lease acquire inv-7 --ttl soon")
