@@ -303,7 +303,14 @@ async fn nobody_is_removed_whom_a_majority_needs() -> Result<()> {
     common::until(|| async {
         let mut operators = cluster.operators(leader)?;
         let answer = operators.transfer_leader(transfer(dead)).await;
-        Ok(reason(answer) == Some(MembershipReason::Lags))
+        Ok(matches!(
+            answer.map_err(Failure::from),
+            Err(Failure::Rejected(Rejection::MembershipRefused {
+                reason: MembershipReason::Lags,
+                detail,
+                ..
+            })) if detail.contains("not heard from lately")
+        ))
     })
     .await?;
     for mut operators in [operators.clone(), at_follower] {
