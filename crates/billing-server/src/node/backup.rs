@@ -14,9 +14,9 @@ use crate::raft::snapshot::SnapshotError;
 
 /// Each holds a copy of the ledger: what is changed meanwhile stands in memory twice.
 pub const COPIES_MAX: usize = 2;
-/// Between two attempts to propose the restore.
 /// Between two requests for the same snapshot.
 const ASK_AGAIN: Duration = Duration::from_millis(250);
+/// Between two attempts to propose the restore.
 const RESTORE_RETRY: Duration = Duration::from_millis(250);
 
 /// The ledger as of one index. Applies go on.

@@ -13,6 +13,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use billing_core::{MembershipReason, Rejection};
+use futures::future::join_all;
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{ChangeMembershipError, ClientWriteError, RaftError};
 use openraft::{ChangeMembers, Instant as _, Precondition};
@@ -508,6 +509,25 @@ impl Scene {
     }
 }
 
+impl Scene {
+    /// Takes those for silent that do not answer now. Whoever was heard from within an election timeout may be dead by now, and
+    /// a change that counts on it would hang half made.
+    async fn ask_around(&mut self, node: &Inner) {
+        let heard = |id: &u64| *id != self.me && self.heard.contains_key(id);
+        let asked = self.nodes.iter().filter(|(id, _)| heard(id));
+        let answers = join_all(asked.map(|(&id, peer)| async move {
+            let greeting = greet::Greeting::default();
+            (id, greet::greet(node, id, peer, &greeting).await)
+        }));
+        for (id, answer) in answers.await {
+            if let Err(status) = answer {
+                tracing::warn!(node = id, reason = status.message(), "it does not answer");
+                self.heard.remove(&id);
+            }
+        }
+    }
+}
+
 /// The voters that could lead when this node goes, the best one first.
 pub(crate) fn heirs(node: &Inner) -> Vec<u64> {
     let scene = Scene::of(node);
@@ -588,7 +608,10 @@ async fn make(node: &Arc<Inner>, change: Change) -> Word {
         Err(_) if node.leadership().is_none() => return Word::Elsewhere(node.why_no_leader()),
         Err(error) => return Word::Failed(error),
     };
-    let scene = Scene::of(node);
+    let mut scene = Scene::of(node);
+    if matches!(change, Change::Promote { .. } | Change::Remove { .. }) {
+        scene.ask_around(node).await;
+    }
     let step = match scene.judge(&change) {
         Ok(step) => step,
         Err(refusal) => return Word::Refused(refusal.into()),
