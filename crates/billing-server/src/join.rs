@@ -340,7 +340,9 @@ async fn promote(plan: &Plan, node: u64, members: &Members<'_>) -> Result<(), Fa
             Ok(())
         }
         Err(Trouble::Refused(Rejection::MembershipRefused {
-            reason: MembershipReason::Lags | MembershipReason::InProgress,
+            // Each of them passes; no majority may mean that somebody was slow to answer.
+            reason:
+                MembershipReason::Lags | MembershipReason::InProgress | MembershipReason::NoMajority,
             detail,
             ..
         })) => {

@@ -184,7 +184,11 @@ impl SledMedium {
                 self.journal.sync()?;
                 self.tell(batch)
             }
-            Unsynced::InSled => self.sync_sled(),
+            Unsynced::InSled => {
+                self.sync_sled()?;
+                // Both slots of the new epoch before anybody is told: the older one would lay old records over this batch.
+                self.journal.sync()
+            }
         }
     }
 

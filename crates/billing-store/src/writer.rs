@@ -17,6 +17,9 @@ use crate::{Done, Entry, Purged, StoreError};
 
 /// The `high` file is synced this often while appends go on; what a damaged disk can lose unseen is younger than this.
 pub(crate) const HIGH_SYNC_EVERY: Duration = Duration::from_millis(100);
+/// Appends that were queued together are made durable in pieces of about this size: below what the journal takes in one record,
+/// so that none of them has to go past it.
+const STAGED_BYTES_MAX: usize = 512 * 1024;
 
 /// One submitted change. The permit keeps its place in the bounded queue until it is done.
 pub(crate) struct Op {
@@ -49,6 +52,8 @@ pub(crate) struct Writer<M> {
     vote: Option<Bytes>,
     vote_sequence: u64,
     batch: Batch,
+    /// Bytes of entries in it and in the open pack.
+    staged: usize,
     open: Option<PackBuilder>,
     /// Whether the batch holds more than hints.
     must_sync: bool,
@@ -76,6 +81,7 @@ impl<M: Medium> Writer<M> {
             vote: loaded.vote,
             vote_sequence: loaded.vote_sequence,
             batch: Batch::new(),
+            staged: 0,
             open: None,
             must_sync: false,
             must_sync_high: false,
@@ -136,7 +142,15 @@ impl<M: Medium> Writer<M> {
 
     async fn one(&mut self, what: What, closed: &mut bool) -> Result<(), StoreError> {
         match what {
-            What::Append(entries) => entries.iter().for_each(|entry| self.append(entry)),
+            What::Append(entries) => {
+                for entry in &entries {
+                    self.append(entry);
+                    if self.staged >= STAGED_BYTES_MAX {
+                        // Nobody is told yet: a log that is durable up to somewhere in the middle is a log like any other.
+                        self.commit_log().await?;
+                    }
+                }
+            }
             What::Vote(vote) => self.save_vote(vote),
             What::TruncateAfter(last_kept) => self.truncate_after(last_kept).await?,
             What::PurgeThrough(purged) => self.purge_through(purged).await?,
@@ -180,6 +194,7 @@ impl<M: Medium> Writer<M> {
                 .push(entry);
         }
         self.end = Some((entry.index, before.then(entry.index, &entry.bytes)));
+        self.staged += entry.bytes.len();
         self.must_sync = true;
     }
 
@@ -342,6 +357,7 @@ impl<M: Medium> Writer<M> {
 
     async fn commit_log(&mut self) -> Result<(), StoreError> {
         self.close_pack();
+        self.staged = 0;
         let overdue = self.high_due_in().is_some_and(|wait| wait.is_zero());
         if overdue || self.must_sync_high {
             self.take_hint();

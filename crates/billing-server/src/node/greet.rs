@@ -249,7 +249,7 @@ async fn round(node: &Inner) {
             .map(|(to, peer)| greet(node, *to, peer, &greeting)),
     )
     .await;
-    let mut offsets = Vec::new();
+    let (mut offsets, mut bans) = (Vec::new(), Vec::new());
     for ((to, _), answer) in others.iter().zip(answers) {
         match answer {
             Ok((_, offset)) => offsets.push(offset),
@@ -257,21 +257,27 @@ async fn round(node: &Inner) {
                 node.membership.was_removed(status.message());
                 return;
             }
-            Err(status) if banned(&status) => {
-                node.fail_stop.trip(contradicted(&status));
-                return;
-            }
-            Err(status) if status.code() == Code::FailedPrecondition => {
+            Err(status) if banned(&status) || status.code() == Code::FailedPrecondition => {
                 tracing::error!(
                     node = to,
                     reason = status.message(),
                     "a peer refuses this node"
                 );
+                if banned(&status) {
+                    bans.push(status);
+                }
             }
             Err(_) => {}
         }
     }
     let majority = members.len() / 2 + 1;
+    // One node's word may be that of a stale folder, which takes everybody else for the stranger.
+    if let Some(ban) = bans.first()
+        && bans.len() >= majority.min(others.len())
+    {
+        node.fail_stop.trip(contradicted(ban));
+        return;
+    }
     // Not the leader alone: whoever is elected next stamps by it at once, and each node raises its own alarm.
     if offsets.len() + 1 >= majority {
         compare_wall(node, &offsets);

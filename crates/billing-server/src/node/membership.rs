@@ -429,10 +429,11 @@ impl Scene {
         }
     }
 
-    /// Who of `wanted` could lead instead: whose log reaches farthest comes first, and among equals, as in a cluster that is
+    /// Who of `wanted` could lead instead, which takes a vote of today: whose log reaches farthest comes first, and among equals, as in a cluster that is
     /// idle, who was heard from last.
     fn heirs(&self, wanted: &BTreeSet<u64>) -> Vec<u64> {
-        let others = wanted.iter().copied().filter(|&id| id != self.me);
+        let voters = wanted.intersection(&self.voters).copied();
+        let others = voters.filter(|&id| id != self.me);
         let mut heirs: Vec<u64> = others.filter(|&id| self.keeps_up(id).is_ok()).collect();
         heirs.sort_by_key(|id| (Reverse(self.matched.get(id)), self.heard.get(id)));
         heirs
@@ -490,39 +491,47 @@ impl Scene {
                 ),
             ));
         }
-        let reached = wanted.iter().copied();
-        let reached: BTreeSet<u64> = reached.filter(|id| self.heard.contains_key(id)).collect();
-        let needed = count / 2 + 1;
-        if reached.len() < needed {
-            return Err(Refusal(
-                node,
-                MembershipReason::NoMajority,
-                format!(
-                    "of the voters that would be left ({}) only {} of {needed} needed were heard from lately ({}): start the others, or replace them first",
-                    List(wanted),
-                    reached.len(),
-                    List(&reached)
-                ),
-            ));
-        }
-        Ok(())
+        // A change needs the word of both: it hangs half made where either cannot give it.
+        self.reached(node, "that would be left", wanted)?;
+        self.reached(node, "of today", &self.voters)
     }
-}
 
-impl Scene {
-    /// Takes those for silent that do not answer now. Whoever was heard from within an election timeout may be dead by now, and
-    /// a change that counts on it would hang half made.
+    fn reached(&self, node: u64, which: &str, voters: &BTreeSet<u64>) -> Result<(), Refusal> {
+        let reached = voters.iter().copied();
+        let reached: BTreeSet<u64> = reached.filter(|id| self.heard.contains_key(id)).collect();
+        let needed = voters.len() / 2 + 1;
+        if reached.len() >= needed {
+            return Ok(());
+        }
+        Err(Refusal(
+            node,
+            MembershipReason::NoMajority,
+            format!(
+                "of the voters {which} ({}) only {} of {needed} needed were heard from lately ({}): start the others, or replace them first",
+                List(voters),
+                reached.len(),
+                List(&reached)
+            ),
+        ))
+    }
+
+    /// Counts as heard from who answers now, and nobody else. Whoever was heard from within an election timeout may be dead by
+    /// now, and a change that counts on it would hang half made; a new leader may not have heard from anybody yet.
     async fn ask_around(&mut self, node: &Inner) {
-        let heard = |id: &u64| *id != self.me && self.heard.contains_key(id);
-        let asked = self.nodes.iter().filter(|(id, _)| heard(id));
-        let answers = join_all(asked.map(|(&id, peer)| async move {
+        let others = self.nodes.iter().filter(|(id, _)| **id != self.me);
+        let answers = join_all(others.map(|(&id, peer)| async move {
             let greeting = greet::Greeting::default();
             (id, greet::greet(node, id, peer, &greeting).await)
         }));
         for (id, answer) in answers.await {
-            if let Err(status) = answer {
-                tracing::warn!(node = id, reason = status.message(), "it does not answer");
-                self.heard.remove(&id);
+            match answer {
+                Ok(_) => {
+                    self.heard.entry(id).or_insert(Duration::ZERO);
+                }
+                Err(status) => {
+                    tracing::warn!(node = id, reason = status.message(), "it does not answer");
+                    self.heard.remove(&id);
+                }
             }
         }
     }
@@ -856,6 +865,33 @@ mod tests {
             matched: BTreeMap::new(),
             last_log: 0,
         }
+    }
+
+    #[test]
+    fn a_change_needs_the_word_of_those_who_vote_now_too() {
+        // 2 has been dead for a day and 4 shall take its place; now 3 does not answer either.
+        let mut scene = three();
+        scene.nodes.insert(4, peer(4));
+        scene.heard = BTreeMap::from([(1, Duration::ZERO), (4, Duration::ZERO)]);
+        let wanted = BTreeSet::from([1, 3, 4]);
+        let refused = scene.sound(4, &wanted, false).err();
+        assert!(
+            refused
+                .is_some_and(|Refusal(_, _, why)| why.contains("of today (1, 2, 3) only 1 of 2")),
+        );
+        scene.heard.insert(3, Duration::ZERO);
+        assert!(scene.sound(4, &wanted, false).is_ok());
+    }
+
+    #[test]
+    fn a_learner_is_no_heir() {
+        let mut scene = three();
+        scene.nodes.insert(4, peer(4));
+        scene.heard.insert(4, Duration::ZERO);
+        scene.matched = BTreeMap::from([(2, 7), (3, 7), (4, 9)]);
+        scene.last_log = 9;
+        let wanted = BTreeSet::from([2, 3, 4]);
+        assert_eq!(scene.heirs(&wanted), [2, 3]);
     }
 
     #[test]

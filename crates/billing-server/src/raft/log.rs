@@ -24,6 +24,9 @@ pub const APPEND_BYTES_MAX: usize = 1024 * 1024;
 const APPLY_BYTES_MAX: usize = 1024 * 1024;
 /// Decoded entries kept, so that replication and apply of what was just appended decode nothing. Those below are read again.
 const RECENT_ENTRIES_MAX: usize = 256;
+/// Entries that are purged at once. The log's writer does nothing else meanwhile, and acknowledges nothing: few enough that
+/// nobody notices, also where an entry is as large as it may be.
+const PURGED_AT_ONCE: u64 = 128;
 
 /// The log, the vote and how far it is known to be committed. Clones share it, readers too.
 #[derive(Clone)]
@@ -31,7 +34,15 @@ pub struct LogStore {
     disk: Arc<dyn LogDisk>,
     folders: Folders,
     recent: Arc<Mutex<BTreeMap<u64, Entry>>>,
+    purging: Arc<Mutex<Purging>>,
     fail_stop: FailStop,
+}
+
+/// How far the log shall be purged, and whether a task is at it.
+#[derive(Default)]
+struct Purging {
+    through: Option<LogId>,
+    under_way: bool,
 }
 
 impl LogStore {
@@ -41,8 +52,51 @@ impl LogStore {
             disk,
             folders,
             recent: Arc::default(),
+            purging: Arc::default(),
             fail_stop,
         }
+    }
+
+    fn purging(&self) -> MutexGuard<'_, Purging> {
+        // Nothing panics while it holds the lock.
+        self.purging.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Purges in small steps what shall be purged, until all of it is.
+    async fn purge_in_steps(&self) -> Result<(), StoreError> {
+        loop {
+            let purged = self.disk.state()?.purged.map(|purged| purged.index);
+            let target = {
+                let mut purging = self.purging();
+                match purging.through.filter(|target| purged < Some(target.index)) {
+                    Some(target) => target,
+                    None => {
+                        purging.under_way = false;
+                        return Ok(());
+                    }
+                }
+            };
+            let step = purged.map_or(0, |purged| purged + 1) + PURGED_AT_ONCE;
+            let at_step = if step < target.index {
+                self.disk.read(step..step + 1).await?.into_iter().next()
+            } else {
+                None
+            };
+            // The last step, or somebody purged beyond this one meanwhile.
+            let (index, marker) = match at_step {
+                Some(entry) => (step, self.log_id(&entry)),
+                None => (target.index, Some(target)),
+            };
+            let Some(marker) = marker.and_then(|id| codec::encode("purge marker", &id).ok()) else {
+                return Ok(()); // The fail-stop door is open.
+            };
+            self.disk.purge_through(index, marker).await?;
+        }
+    }
+
+    fn log_id(&self, stored: &billing_store::Entry) -> Option<LogId> {
+        let entry = self.decode(vec![stored.clone()]).ok()?;
+        entry.first().map(|entry| entry.log_id)
     }
 
     /// A disk that failed, or that holds what this binary cannot read, ends the process. `Closed` is an orderly end.
@@ -315,10 +369,28 @@ impl RaftLogStorage<TypeConfig> for LogStore {
                 recent.pop_first();
             }
         }
-        let marker = codec::encode("purge marker", &through)?;
-        self.disk
-            .purge_through(through.index, marker)
-            .await
-            .map_err(|error| self.failed(error))
+        let last = self.disk.state().map_err(|error| self.failed(error))?.last;
+        if last <= Some(through.index) {
+            // Behind an installed snapshot: what is appended next follows it, so this comes first. And it is one step.
+            let marker = codec::encode("purge marker", &through)?;
+            let purged = self.disk.purge_through(through.index, marker).await;
+            return purged.map_err(|error| self.failed(error));
+        }
+        // The consensus does not wait for it, since it needs nothing of it: a purge makes room, and after a crash in the middle
+        // of it there is merely more of the log than there must be.
+        let begins = {
+            let mut purging = self.purging();
+            purging.through = purging.through.max(Some(through));
+            !std::mem::replace(&mut purging.under_way, true)
+        };
+        if begins {
+            let log = self.clone();
+            tokio::spawn(async move {
+                if let Err(error) = log.purge_in_steps().await {
+                    log.failed(error);
+                }
+            });
+        }
+        Ok(())
     }
 }
