@@ -394,3 +394,81 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::time::Duration;
+
+    use billing_store::Identity;
+    use openraft::EntryPayload;
+
+    use super::*;
+    use crate::raft::folders::FolderId;
+    use crate::raft::types::LeaderId;
+
+    fn at(index: u64) -> LogId {
+        LogId::new(
+            LeaderId {
+                term: 1,
+                node_id: 1,
+            },
+            index,
+        )
+    }
+
+    fn entry(index: u64) -> io::Result<billing_store::Entry> {
+        let entry = Entry {
+            log_id: at(index),
+            payload: EntryPayload::Blank,
+        };
+        let bytes = codec::encode("log entry", &entry)?;
+        Ok(billing_store::Entry { index, bytes })
+    }
+
+    fn purged(log: &LogStore) -> io::Result<Option<u64>> {
+        Ok(log.disk.state()?.purged.map(|purged| purged.index))
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_long_purge_and_all_of_it_is_done() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let identity = Identity {
+            cluster: "demo".into(),
+            node: 1,
+            created_unix_ms: 0,
+        };
+        let disk = billing_store::create(&folder.path().join("node"), &identity)?;
+        let folders = Folders::open(disk.log.clone(), FolderId([1; 8])).await;
+        let folders = folders.map_err(io::Error::other)?;
+        let mut log = LogStore::new(disk.log.clone(), folders, FailStop::new(|_| {}));
+        let entries = (0..2_000).map(entry).collect::<io::Result<Vec<_>>>()?;
+        let (told, durable) = tokio::sync::oneshot::channel();
+        let done = Box::new(move |result: Result<(), StoreError>| {
+            let _ = told.send(result);
+        });
+        disk.log.append(entries, done).await?;
+        durable.await.map_err(io::Error::other)??;
+
+        log.purge(at(1_500)).await?;
+        log.purge(at(1_700)).await?;
+        assert_eq!(purged(&log)?, None, "nothing of it was waited for");
+        let all = async {
+            while purged(&log)? != Some(1_700) {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+            io::Result::Ok(())
+        };
+        let patience = Duration::from_secs(60);
+        tokio::time::timeout(patience, all).await??;
+        let kept = log.try_get_log_entries(1_690..1_710).await?;
+        assert_eq!(kept.first().map(|entry| entry.log_id), Some(at(1_701)));
+        let state = log.get_log_state().await?;
+        assert_eq!(state.last_purged_log_id, Some(at(1_700)));
+        assert_eq!(state.last_log_id, Some(at(1_999)));
+
+        // Behind an installed snapshot: what is appended next must find it done.
+        log.purge(at(5_000)).await?;
+        assert_eq!(purged(&log)?, Some(5_000));
+        Ok(())
+    }
+}
