@@ -22,6 +22,7 @@ use crate::node::greet::{Greeted, Greeting};
 use crate::node::membership::{self, Receiving, Word};
 use crate::node::reads;
 use crate::node::{EndReason, Inner};
+use crate::restore::ledger_of;
 
 /// Appends of one stream that wait to be read by the consensus.
 pub struct PeerService {
@@ -60,8 +61,13 @@ impl Inner {
     async fn hear(&self, who: &Introduction) -> Result<(), Status> {
         let me = &self.me;
         if who.cluster != me.cluster {
+            let advice = if ledger_of(&me.cluster) == ledger_of(&who.cluster) {
+                "they are of one ledger and of different restores: make one of them again, into a new folder, with the file, the --peers and the --restore-id of the others"
+            } else {
+                "correct the peers or the data folder of one of them"
+            };
             return Err(Status::failed_precondition(format!(
-                "node {} at {} belongs to cluster {}, not to {}: correct the peers or the data folder of one of them",
+                "node {} at {} belongs to cluster {}, not to {}: {advice}",
                 me.node,
                 me.raft(),
                 me.cluster,
