@@ -429,8 +429,8 @@ impl Scene {
         }
     }
 
-    /// Who of `wanted` could lead instead, which takes a vote of today: whose log reaches farthest comes first, and among equals, as in a cluster that is
-    /// idle, who was heard from last.
+    /// Who of `wanted` could lead instead, which takes a vote of today: whose log reaches farthest comes first, and among equals,
+    /// as in a cluster that is idle, who was heard from last.
     fn heirs(&self, wanted: &BTreeSet<u64>) -> Vec<u64> {
         let voters = wanted.intersection(&self.voters).copied();
         let others = voters.filter(|&id| id != self.me);

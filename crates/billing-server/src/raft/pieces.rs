@@ -1,6 +1,6 @@
 //! Decides where a ledger becomes bytes and bytes become a ledger: on a thread of its own, which gives way to everything else
-//! while it writes, a few pieces at a time, so that neither applies nor heartbeats wait and memory stays bounded. A simulation has one thread
-//! and does it there and then. Never touches the running ledger.
+//! while it writes, a few pieces at a time, so that neither applies nor heartbeats wait and memory stays bounded. A simulation
+//! has one thread and does it there and then. Never touches the running ledger.
 
 use std::io::{self, Read, Write};
 
