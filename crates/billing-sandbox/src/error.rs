@@ -142,11 +142,17 @@ impl ApiError {
         error
     }
 
-    pub fn on_charge(mut self, charge: &str, intent: Value, method: Value) -> Self {
+    /// The failed charge that the refusal left in the books.
+    pub fn of_charge(mut self, charge: &str) -> Self {
         self.set("charge", json!(charge));
-        self.set("payment_intent", intent);
-        self.set("payment_method", method);
         self
+    }
+
+    pub fn on_charge(self, charge: &str, intent: Value, method: Value) -> Self {
+        let mut error = self.of_charge(charge);
+        error.set("payment_intent", intent);
+        error.set("payment_method", method);
+        error
     }
 
     pub fn to_json(&self) -> Value {

@@ -23,7 +23,7 @@ pub struct Faults {
     pub error_after_share: f64,
     /// A body that is not JSON, with status 200 and the work done.
     pub garble_share: f64,
-    /// Confirmations that are declined whatever the card.
+    /// Confirmations and direct charges that are declined whatever the card.
     pub decline_share: f64,
     /// Idempotency keys mean nothing: a provider that does not protect its callers.
     pub ignore_keys: bool,

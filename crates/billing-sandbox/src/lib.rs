@@ -1,4 +1,4 @@
-//! A payment provider to try things on. It decides what a PaymentIntent becomes, remembers idempotency keys as Stripe
+//! A payment provider to try things on. It decides what a PaymentIntent or a charge becomes, remembers idempotency keys as Stripe
 //! documents it, and keeps books of every charge; on request it is slow, loses replies after doing the work, declines,
 //! fails, or forgets and ignores keys.
 //! It never knows a ledger, a lease or a token: it is the other side, and its books are the witness.

@@ -79,7 +79,7 @@ struct Args {
     /// Answer this share of POSTs with something that is not JSON, the work done.
     #[arg(long, default_value = "0", value_name = "0..1", value_parser = share, help_heading = "Faults")]
     garble_share: f64,
-    /// Decline this share of confirmations whatever the card.
+    /// Decline this share of confirmations and direct charges whatever the card.
     #[arg(long, default_value = "0", value_name = "0..1", value_parser = share, help_heading = "Faults")]
     decline_share: f64,
     /// Forget idempotency keys at this age.
@@ -98,7 +98,7 @@ struct Args {
     /// How long a bank debit stays `processing`.
     #[arg(long, default_value_t = 2_000, value_name = "MS")]
     processing_ms: u64,
-    /// How long a new PaymentIntent is not found by search.
+    /// How long a new PaymentIntent or charge is not found by search.
     #[arg(long, default_value_t = 0, value_name = "MS")]
     search_lag_ms: u64,
     /// The smallest amount taken, in minor units (Stripe's own is 50 for usd).

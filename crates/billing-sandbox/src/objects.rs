@@ -6,7 +6,7 @@ use std::collections::BTreeMap;
 use billing_env::MonoTime;
 use serde_json::{Value, json};
 
-use crate::cards::Traits;
+use crate::cards::{Decline, Traits};
 
 pub type Metadata = BTreeMap<String, String>;
 
@@ -140,14 +140,17 @@ impl ChargeStatus {
 pub struct Charge {
     pub id: String,
     pub created: u64,
+    /// For the search lag only; a PaymentIntent's charge has its intent's.
+    pub created_at: MonoTime,
     pub amount: u64,
     pub currency: String,
     pub customer: Option<String>,
-    pub intent: String,
+    /// None: charged directly.
+    pub intent: Option<String>,
     pub method: String,
     pub metadata: Metadata,
     pub status: ChargeStatus,
-    pub failure: Option<(String, String)>,
+    pub failure: Option<Decline>,
 }
 
 impl Charge {
@@ -159,8 +162,9 @@ impl Charge {
             "captured": captured, "paid": self.status == ChargeStatus::Succeeded, "currency": self.currency,
             "customer": self.customer, "payment_intent": self.intent, "payment_method": self.method,
             "metadata": self.metadata, "status": self.status.as_str(),
-            "failure_code": self.failure.as_ref().map(|(code, _)| code),
-            "failure_message": self.failure.as_ref().map(|(_, message)| message),
+            "failure_code": self.failure.map(|decline| decline.code),
+            "failure_message": self.failure.map(|decline| decline.message),
+            "outcome": { "reason": self.failure.and_then(|decline| decline.decline_code) },
         })
     }
 }

@@ -13,7 +13,7 @@ use crate::error::ApiError;
 use crate::faults::{Dice, Faults};
 use crate::form::Params;
 use crate::objects::Customer;
-use crate::provider::{Confirm, Moment, NewIntent, Page, Provider, metadata_key};
+use crate::provider::{Confirm, DirectCharge, Moment, NewIntent, Page, Provider, metadata_key};
 use crate::settings::{AMOUNT_MAX, PAGE_MAX};
 
 /// What GET / says.
@@ -29,8 +29,10 @@ pub const SPOKEN: &[&str] = &[
     "POST /v1/payment_intents/{id}/cancel       cancellation_reason",
     "GET  /v1/payment_intents                   customer, limit, starting_after",
     "GET  /v1/payment_intents/search            query=metadata['invoice_id']:'inv-1' AND status:'succeeded'",
+    "POST /v1/charges                           amount, currency, source, customer, metadata[...]: charged at once",
     "GET  /v1/charges                           customer, payment_intent, limit, starting_after",
     "GET  /v1/charges/{id}",
+    "GET  /v1/charges/search                    query=metadata['idempotency_key']:'main.1.inv-1'",
     "GET  /_config/books                        the books, per invoice and in total",
     "GET  /_config/faults, POST /_config/faults what goes wrong, while running: lose_reply_every=3&delay_ms=20..200",
     "POST /_config/forget_keys                  every idempotency key is forgotten, as after its retention",
@@ -85,7 +87,9 @@ pub fn execute(
             params.finish()?;
             provider.list_intents(customer.as_deref(), &page)
         }
-        (&Method::GET, ["v1", "payment_intents", "search"]) => search(provider, params, context),
+        (&Method::GET, ["v1", "payment_intents", "search"]) => {
+            search(provider, Provider::search_intents, params, context)
+        }
         (&Method::GET, ["v1", "payment_intents", id]) => {
             params.ignore("client_secret");
             params.finish().and_then(|()| provider.intent(id))
@@ -100,6 +104,10 @@ pub fn execute(
             let reason = params.take("cancellation_reason");
             params.finish()?;
             provider.cancel(id, reason, context.now)
+        }
+        (&Method::POST, ["v1", "charges"]) => charge_directly(provider, params, context),
+        (&Method::GET, ["v1", "charges", "search"]) => {
+            search(provider, Provider::search_charges, params, context)
         }
         (&Method::GET, ["v1", "charges"]) => {
             let (customer, intent) = (params.take("customer"), params.take("payment_intent"));
@@ -178,11 +186,8 @@ fn create_method(
     Ok(provider.create_method(id, traits, metadata, context.now))
 }
 
-fn create_intent(
-    provider: &mut Provider,
-    mut params: Params,
-    context: &mut Context<'_>,
-) -> Result<Value, ApiError> {
+/// What is to be charged: `amount` and `currency`, within the bounds.
+fn sum(params: &mut Params, context: &Context<'_>) -> Result<(u64, String), ApiError> {
     let amount = params
         .take_integer("amount")?
         .ok_or_else(|| ApiError::missing("amount"))?;
@@ -205,6 +210,44 @@ fn create_intent(
             format!("Invalid currency: {currency}."),
         ));
     }
+    Ok((amount, currency))
+}
+
+fn charge_directly(
+    provider: &mut Provider,
+    mut params: Params,
+    context: &mut Context<'_>,
+) -> Result<Value, ApiError> {
+    let (amount, currency) = sum(&mut params, context)?;
+    if params
+        .take("capture")
+        .is_some_and(|capture| capture != "true")
+    {
+        let message = "The sandbox captures at once.";
+        return Err(ApiError::invalid("parameter_invalid", "capture", message));
+    }
+    let new = DirectCharge {
+        amount,
+        currency,
+        customer: params.take("customer"),
+        source: params.require("source")?,
+        metadata: params.take_map("metadata")?,
+        declined_by_draw: context.dice.happens(context.decline_share),
+    };
+    for harmless in ["description", "receipt_email", "statement_descriptor"] {
+        params.ignore(harmless);
+    }
+    params.finish()?;
+    let (id, fresh) = (context.id("ch"), context.id("pm"));
+    provider.charge_directly(id, new, fresh, context.now)
+}
+
+fn create_intent(
+    provider: &mut Provider,
+    mut params: Params,
+    context: &mut Context<'_>,
+) -> Result<Value, ApiError> {
+    let (amount, currency) = sum(&mut params, context)?;
     if params
         .take("capture_method")
         .is_some_and(|method| !method.starts_with("automatic"))
@@ -277,8 +320,12 @@ fn page(params: &mut Params) -> Result<Page, ApiError> {
     })
 }
 
+/// One kind's search: provider, clauses, limit, and until when what it finds was created.
+type Search = fn(&Provider, &[(String, String)], usize, MonoTime) -> Result<Value, ApiError>;
+
 fn search(
     provider: &Provider,
+    by: Search,
     mut params: Params,
     context: &Context<'_>,
 ) -> Result<Value, ApiError> {
@@ -302,13 +349,26 @@ fn search(
         if !quoted || !known {
             return Err(malformed());
         }
-        clauses.push((field.to_owned(), value[1..value.len() - 1].to_owned()));
+        clauses.push((field.to_owned(), unescaped(&value[1..value.len() - 1])));
     }
     let lag = u64::try_from(context.search_lag.as_nanos()).unwrap_or(u64::MAX);
     let Some(visible_until) = context.now.mono.0.checked_sub(lag).map(MonoTime) else {
-        return provider.search_intents(&clauses, 0, MonoTime(0));
+        return by(provider, &clauses, 0, MonoTime(0));
     };
-    provider.search_intents(&clauses, page.limit, visible_until)
+    by(provider, &clauses, page.limit, visible_until)
+}
+
+/// A quote inside quotes has a backslash before it, and so has a backslash.
+fn unescaped(quoted: &str) -> String {
+    let mut letters = quoted.chars();
+    let mut plain = String::with_capacity(quoted.len());
+    while let Some(letter) = letters.next() {
+        match letter {
+            '\\' => plain.extend(letters.next()),
+            letter => plain.push(letter),
+        }
+    }
+    plain
 }
 
 /// The faults as they stand, and as `POST /_config/faults` changes them: named ones only, the others stay.

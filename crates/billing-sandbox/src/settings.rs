@@ -31,7 +31,7 @@ pub struct Settings {
     pub key_retention: Duration,
     /// How long a payment stays `processing` (bank debits) before it succeeds or fails.
     pub processing: Duration,
-    /// How long a new PaymentIntent stays invisible to *search* (never to retrieve or list).
+    /// How long a new PaymentIntent or charge stays invisible to *search* (never to retrieve or list).
     pub search_lag: Duration,
     /// The smallest amount taken, in the currency's minor unit. Stripe's own depends on the currency (50 for usd).
     pub amount_min: u64,

@@ -8,7 +8,7 @@ use serde_json::{Value, json};
 
 use super::{NO_INVOICE, Provider};
 use crate::error::ApiError;
-use crate::objects::{ChargeStatus, Intent};
+use crate::objects::{Charge, ChargeStatus, Intent, Metadata};
 
 /// Which objects of a kind, oldest first: all, or those at some positions.
 enum Selection<'a> {
@@ -109,42 +109,45 @@ impl Provider {
         limit: usize,
         visible_until: MonoTime,
     ) -> Result<Value, ApiError> {
-        let indexed =
-            clauses.iter().find_map(
-                |(field, value)| match (field.as_str(), metadata_key(field)) {
-                    (_, Some(key)) => Some(positions(
-                        self.intents_by_metadata
-                            .get(&(key.to_owned(), value.clone())),
-                    )),
-                    ("customer", None) => Some(positions(self.intents_by_customer.get(value))),
-                    _ => None,
-                },
-            );
-        let Some(candidates) = indexed else {
-            return Err(ApiError::malformed(
-                "The sandbox searches by a metadata pair or by customer.",
-            ));
-        };
-        let mut found = Vec::new();
-        let mut has_more = false;
-        for position in candidates.iter().rev() {
-            let intent = &self.intents[*position];
-            if intent.created_at <= visible_until
-                && clauses
-                    .iter()
-                    .all(|(field, value)| intent.matches(field, value))
-            {
-                if found.len() == limit {
-                    has_more = true;
-                    break;
-                }
-                found.push(intent.to_json());
-            }
-        }
-        Ok(json!({
-            "object": "search_result", "url": "/v1/payment_intents/search", "has_more": has_more, "next_page": null,
-            "data": found,
-        }))
+        let candidates = indexed(
+            clauses,
+            &self.intents_by_metadata,
+            &self.intents_by_customer,
+        )?;
+        let visible = candidates
+            .iter()
+            .rev()
+            .map(|position| &self.intents[*position])
+            .filter(|intent| intent.created_at <= visible_until && intent.matches(clauses));
+        Ok(found(
+            "/v1/payment_intents/search",
+            limit,
+            visible.map(Intent::to_json),
+        ))
+    }
+
+    /// Charges that match every clause; as `search_intents`.
+    pub fn search_charges(
+        &self,
+        clauses: &[(String, String)],
+        limit: usize,
+        visible_until: MonoTime,
+    ) -> Result<Value, ApiError> {
+        let candidates = indexed(
+            clauses,
+            &self.charges_by_metadata,
+            &self.charges_by_customer,
+        )?;
+        let visible = candidates
+            .iter()
+            .rev()
+            .map(|position| &self.charges[*position])
+            .filter(|charge| charge.created_at <= visible_until && charge.matches(clauses));
+        Ok(found(
+            "/v1/charges/search",
+            limit,
+            visible.map(Charge::to_json),
+        ))
     }
 
     /// The books: per invoice each charge [id, amount, currency, status], and totals over all.
@@ -235,15 +238,79 @@ impl Provider {
     }
 }
 
-impl Intent {
-    fn matches(&self, field: &str, value: &str) -> bool {
-        match metadata_key(field) {
-            Some(key) => self.metadata.get(key).is_some_and(|held| held == value),
-            None if field == "customer" => self.customer.as_deref() == Some(value),
-            None if field == "status" => self.status.as_str() == value,
-            None => false,
-        }
+/// What a search compares.
+trait Searchable {
+    fn metadata(&self) -> &Metadata;
+    fn customer(&self) -> Option<&str>;
+    fn status(&self) -> &'static str;
+
+    fn matches(&self, clauses: &[(String, String)]) -> bool {
+        clauses
+            .iter()
+            .all(|(field, value)| match metadata_key(field) {
+                Some(key) => self.metadata().get(key).is_some_and(|held| held == value),
+                None if field == "customer" => self.customer() == Some(value),
+                None if field == "status" => self.status() == value,
+                None => false,
+            })
     }
+}
+
+impl Searchable for Intent {
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    fn customer(&self) -> Option<&str> {
+        self.customer.as_deref()
+    }
+
+    fn status(&self) -> &'static str {
+        self.status.as_str()
+    }
+}
+
+impl Searchable for Charge {
+    fn metadata(&self) -> &Metadata {
+        &self.metadata
+    }
+
+    fn customer(&self) -> Option<&str> {
+        self.customer.as_deref()
+    }
+
+    fn status(&self) -> &'static str {
+        self.status.as_str()
+    }
+}
+
+/// The positions that the first indexed clause names, oldest first.
+fn indexed<'a>(
+    clauses: &[(String, String)],
+    by_metadata: &'a HashMap<(String, String), Vec<usize>>,
+    by_customer: &'a HashMap<String, Vec<usize>>,
+) -> Result<&'a [usize], ApiError> {
+    clauses
+        .iter()
+        .find_map(
+            |(field, value)| match (field.as_str(), metadata_key(field)) {
+                (_, Some(key)) => {
+                    Some(positions(by_metadata.get(&(key.to_owned(), value.clone()))))
+                }
+                ("customer", None) => Some(positions(by_customer.get(value))),
+                _ => None,
+            },
+        )
+        .ok_or_else(|| {
+            ApiError::malformed("The sandbox searches by a metadata pair or by customer.")
+        })
+}
+
+fn found(url: &str, limit: usize, mut matching: impl Iterator<Item = Value>) -> Value {
+    let data: Vec<Value> = matching.by_ref().take(limit).collect();
+    json!({
+        "object": "search_result", "url": url, "has_more": matching.next().is_some(), "next_page": null, "data": data,
+    })
 }
 
 /// `metadata['key']` or `metadata["key"]` -> key.

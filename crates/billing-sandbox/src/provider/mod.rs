@@ -1,6 +1,7 @@
 //! Decides what becomes of a PaymentIntent: one charge at most succeeds on it, a decline leaves it confirmable, a cancelled
-//! or succeeded one stays so. Keeps the books. Knows nothing of HTTP, keys or faults; time comes in through the door.
+//! or succeeded one stays so (`charges.rs`: what becomes of a charge without one). Keeps the books. Knows nothing of HTTP, keys or faults; time comes in through the door.
 
+mod charges;
 mod lists;
 
 use std::collections::{BTreeMap, HashMap, VecDeque};
@@ -16,6 +17,8 @@ use crate::cards::{
 use crate::error::ApiError;
 use crate::objects::{Charge, ChargeStatus, Customer, Intent, IntentStatus, Metadata, Method};
 
+use charges::AtWork;
+pub use charges::DirectCharge;
 pub use lists::{Page, metadata_key};
 
 /// Now, as the caller read it.
@@ -58,10 +61,11 @@ pub struct Provider {
     charges: Vec<Charge>,
     charge_by_id: HashMap<String, usize>,
     charges_by_customer: HashMap<String, Vec<usize>>,
+    charges_by_metadata: HashMap<(String, String), Vec<usize>>,
     /// metadata[invoice_id] -> its charges, oldest first; "?" for charges that name no invoice.
     books: BTreeMap<String, Vec<usize>>,
     /// Bank debits at work, in order of their end.
-    processing: VecDeque<(MonoTime, usize)>,
+    processing: VecDeque<(MonoTime, AtWork)>,
     /// Charges whose status changed since they were last taken, for the journal.
     touched: Vec<usize>,
 }
@@ -79,6 +83,7 @@ impl Provider {
             charges: Vec::new(),
             charge_by_id: HashMap::new(),
             charges_by_customer: HashMap::new(),
+            charges_by_metadata: HashMap::new(),
             books: BTreeMap::new(),
             processing: VecDeque::new(),
             touched: Vec::new(),
@@ -92,32 +97,34 @@ impl Provider {
             .front()
             .is_some_and(|(due, _)| *due <= now.mono)
         {
-            let Some((_, position)) = self.processing.pop_front() else {
+            let Some((_, at_work)) = self.processing.pop_front() else {
                 return;
             };
-            let ending = self.intents[position]
-                .method
-                .as_ref()
-                .and_then(|id| self.methods.get(id))
-                .map_or(Ending::Never, |method| match method.traits.behaviour {
-                    Behaviour::Processes(ending) => ending,
-                    _ => Ending::Succeeds,
-                });
-            let charge = self.intents[position].charges.last().copied();
-            match (ending, charge) {
-                (Ending::Never, _) | (_, None) => {}
-                (Ending::Succeeds, Some(charge)) => {
-                    self.charges[charge].status = ChargeStatus::Succeeded;
-                    self.intents[position].status = IntentStatus::Succeeded;
-                    self.touched.push(charge);
+            match at_work {
+                AtWork::Intent(position) => self.end_intent(position),
+                AtWork::Charge(position) => {
+                    match self.ending_of(Some(&self.charges[position].method)) {
+                        Ending::Never => {}
+                        Ending::Succeeds => self.end_charge(position, None),
+                        Ending::Fails(decline) => self.end_charge(position, Some(decline)),
+                    }
                 }
-                (Ending::Fails(decline), Some(charge)) => {
-                    self.charges[charge].status = ChargeStatus::Failed;
-                    self.charges[charge].failure =
-                        Some((decline.code.to_owned(), decline.message.to_owned()));
-                    self.decline_intent(position, &decline);
-                    self.touched.push(charge);
-                }
+            }
+        }
+    }
+
+    fn end_intent(&mut self, position: usize) {
+        let intent = &self.intents[position];
+        let ending = self.ending_of(intent.method.as_deref());
+        match (ending, intent.charges.last().copied()) {
+            (Ending::Never, _) | (_, None) => {}
+            (Ending::Succeeds, Some(charge)) => {
+                self.end_charge(charge, None);
+                self.intents[position].status = IntentStatus::Succeeded;
+            }
+            (Ending::Fails(decline), Some(charge)) => {
+                self.end_charge(charge, Some(decline));
+                self.decline_intent(position, &decline);
             }
         }
     }
@@ -458,7 +465,7 @@ impl Provider {
                 self.intents[position].status = IntentStatus::Processing;
                 if ending != Ending::Never {
                     self.processing
-                        .push_back((now.mono + self.processing_for, position));
+                        .push_back((now.mono + self.processing_for, AtWork::Intent(position)));
                 }
             }
         }
@@ -517,38 +524,23 @@ impl Provider {
         decline: Option<&Decline>,
         id: String,
     ) {
-        let intent = &mut self.intents[position];
-        let charge = self.charges.len();
-        let invoice = intent
-            .metadata
-            .get(INVOICE_KEY)
-            .map_or(NO_INVOICE, String::as_str);
-        self.books
-            .entry(invoice.to_owned())
-            .or_default()
-            .push(charge);
-        if let Some(customer) = &intent.customer {
-            self.charges_by_customer
-                .entry(customer.clone())
-                .or_default()
-                .push(charge);
-        }
-        self.charge_by_id.insert(id.clone(), charge);
-        self.charges.push(Charge {
+        let intent = &self.intents[position];
+        let charge = self.book(Charge {
             id: id.clone(),
             created: intent.created,
+            created_at: intent.created_at,
             amount: intent.amount,
             currency: intent.currency.clone(),
             customer: intent.customer.clone(),
-            intent: intent.id.clone(),
+            intent: Some(intent.id.clone()),
             method: intent.method.clone().unwrap_or_default(),
             metadata: intent.metadata.clone(),
             status,
-            failure: decline.map(|decline| (decline.code.to_owned(), decline.message.to_owned())),
+            failure: decline.copied(),
         });
+        let intent = &mut self.intents[position];
         intent.charges.push(charge);
         intent.latest_charge = Some(id);
-        self.touched.push(charge);
     }
 }
 
