@@ -5,8 +5,8 @@ use std::time::Duration;
 
 use billing_client::{Client, LeaseGuard};
 use billing_core::{
-    AccountId, Bill, FencingToken, IdempotencyKey, InvoiceId, InvoiceStatus, ObjectId, OutOfBounds,
-    Outcome, ProviderId, SubmitInvoice, Terms, WallTime,
+    AccountId, Bill, FencingToken, Fingerprint, IdempotencyKey, InvoiceId, InvoiceStatus, ObjectId,
+    OutOfBounds, Outcome, ProviderId, SubmitInvoice, Terms, WallTime,
 };
 use billing_proto::{Failure, convert, v1};
 use tonic::Status;
@@ -86,11 +86,12 @@ impl TryFrom<&v1::ChargeAttempt> for Attempt {
 }
 
 fn account(terms: &v1::ChargeTerms) -> Result<Account, OutOfBounds> {
-    Ok(Account {
-        provider: ProviderId::new(&terms.provider)?,
-        account: AccountId::new(&terms.account)?,
-        live: terms.live,
-    })
+    Ok(Account::new(
+        ProviderId::new(&terms.provider)?,
+        AccountId::new(&terms.account)?,
+        terms.live,
+        &Fingerprint::new(&terms.fingerprint)?,
+    ))
 }
 
 /// The bill of an invoice as the wire carries it.

@@ -3,13 +3,12 @@
 
 use std::time::Duration;
 
-use billing_core::{
-    AccountId, Fingerprint, InFlightMs, OutOfBounds, ProviderId, Terms, ValidForMs,
-};
+use billing_core::{AccountId, InFlightMs, OutOfBounds, ProviderId, Terms, ValidForMs};
 
 use crate::payers::Payers;
-use crate::profile::Profile;
+use crate::profile::{Profile, ProfileError};
 use crate::secret::SecretKey;
+use crate::stripe;
 
 /// What a gate is made of.
 #[derive(Clone, Debug)]
@@ -40,6 +39,8 @@ pub enum GateError {
         source: OutOfBounds,
     },
     #[error(transparent)]
+    Profile(#[from] ProfileError),
+    #[error(transparent)]
     Header(#[from] http::Error),
 }
 
@@ -50,7 +51,7 @@ pub fn terms(config: &GateConfig) -> Result<Terms, OutOfBounds> {
         provider: ProviderId::new(&config.provider)?,
         account: AccountId::new(&config.account)?,
         live: config.key.is_live(),
-        fingerprint: Fingerprint::new(b"nothing is sent")?, // Replaced for each charge that is.
+        fingerprint: stripe::nothing_sent(config.profile.api)?, // Replaced for each charge that is.
         valid_for: ValidForMs::new(ms(config.profile.valid_for))?,
         in_flight_max: InFlightMs::new(ms(config.profile.in_flight_max))?,
         can_look_up: config.profile.look_up,

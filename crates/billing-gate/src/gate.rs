@@ -1,6 +1,9 @@
-//! Decides when a request may leave for the provider, and what its answer proves: begin, attach, connect, check, send, settle.
-//! Never sends under a lease that it may have lost or after the send window; never calls anything but a parsed card decline
-//! a no; never confirms an object that the ledger did not return.
+//! Decides when a request may leave for the provider, and what is told of it: begin, check, settle. What goes out between them
+//! is decided by `objects.rs` where the provider has single-use objects, by `keys.rs` where it has none. Never sends under a
+//! lease that it may have lost or after the send window; never calls anything but a parsed card decline a no.
+
+mod keys;
+mod objects;
 
 use std::time::Duration;
 
@@ -16,7 +19,8 @@ use crate::http::Connections;
 use crate::outcome::Outcome;
 use crate::payers::Payer;
 use crate::port::{Account, Attempt, Begun, Hold, LedgerPort};
-use crate::stripe::{self, Answer, ChargeParams, Intent, IntentState, Stripe};
+use crate::profile::Api;
+use crate::stripe::{self, ChargeParams, Stripe};
 
 /// Sends of one key under one lease. More would rather be tried by the next holder, after the ledger's back-off.
 const SENDS_MAX: u32 = 3;
@@ -40,6 +44,11 @@ pub struct Gate {
 /// What is known after talking to the provider.
 enum Known {
     Charged(Charged),
+    /// Under one key: the provider did not honour it, or forgot it in time.
+    ChargedTwice {
+        first: Charged,
+        others: Vec<Charged>,
+    },
     Declined {
         code: DeclineCode,
         retryable: bool,
@@ -65,9 +74,10 @@ struct Job<'a, L, H> {
 impl Gate {
     /// Connects to nothing yet.
     pub fn new(env: Env, config: GateConfig) -> Result<Gate, GateError> {
-        if !config.profile.single_use_object {
+        if config.profile.api == Api::None {
             return Err(GateError::NoProvider(config.provider));
         }
+        config.profile.check(&config.provider)?;
         if config.key.is_live() {
             return Err(GateError::LiveKeyInPlain(config.address));
         }
@@ -152,7 +162,11 @@ impl Gate {
             attempt,
             send_until: begun.send_until,
         };
-        let known = self.carry_out(&job).await;
+        let known = if self.config.profile.single_use_object {
+            self.carry_out_by_object(&job).await
+        } else {
+            self.carry_out_by_key(&job).await
+        };
         self.settle(&job, known).await
     }
 
@@ -197,224 +211,6 @@ impl Gate {
         }
     }
 
-    /// From an open attempt to what is known of it.
-    async fn carry_out<L: LedgerPort, H: Hold>(&self, job: &Job<'_, L, H>) -> Known {
-        let object = match &job.attempt.object {
-            Some(object) => object.clone(),
-            None => match self.create_and_attach(job).await {
-                Ok(object) => object,
-                Err(known) => return known,
-            },
-        };
-        // Somebody else may have sent: under this key if it was taken over, under an older one if the object is older than the
-        // attempt, or if another gate's object was recorded before ours.
-        let fresh = job.attempt.object.is_none() && !job.attempt.taken_over;
-        if !fresh {
-            match self.look_up(&object, job.params).await {
-                Known::Nothing => {}
-                known => return known,
-            }
-        }
-        self.confirm(job, &object).await
-    }
-
-    /// Makes the single-use object and records it. Returns the recorded one; ours is withdrawn if it is another.
-    async fn create_and_attach<L: LedgerPort, H: Hold>(
-        &self,
-        job: &Job<'_, L, H>,
-    ) -> Result<ObjectId, Known> {
-        let key = &job.attempt.key;
-        let mut why = String::new();
-        for sends in 0..SENDS_MAX {
-            self.pause_between_sends(sends).await;
-            let ready = match self.stripe.connect().await {
-                Ok(ready) => ready,
-                Err(error) => {
-                    why = error.to_string();
-                    continue;
-                }
-            };
-            self.may_send(job)?;
-            match self.stripe.create(ready, job.params, key).await {
-                Answer::Intent { intent, .. } => return self.attach(job, intent.object).await,
-                // Nothing was confirmed, so no card can have said no.
-                Answer::Declined { code, .. } => {
-                    return Err(Known::Unclear(format!("create answered a decline, {code}")));
-                }
-                Answer::Unclear {
-                    why: unclear,
-                    replayed,
-                } => {
-                    why = unclear;
-                    if replayed {
-                        break;
-                    }
-                }
-            }
-        }
-        Err(Known::Unclear(format!("no object was made: {why}")))
-    }
-
-    async fn attach<L: LedgerPort, H: Hold>(
-        &self,
-        job: &Job<'_, L, H>,
-        ours: ObjectId,
-    ) -> Result<ObjectId, Known> {
-        let mut tries = 0;
-        let recorded = loop {
-            let failure = match job
-                .ledger
-                .attach(&job.bill.invoice, job.hold.token(), &ours)
-                .await
-            {
-                Ok(recorded) => break recorded,
-                Err(Failure::Rejected(rejection)) => {
-                    tracing::info!(invoice = %job.bill.invoice, object = %ours, %rejection, "attach refused");
-                    return Err(Known::LeaseLost);
-                }
-                Err(failure @ (Failure::NotApplied(_) | Failure::Unknown(_))) => failure,
-            };
-            tries += 1;
-            if tries >= LEDGER_TRIES_MAX {
-                return Err(Known::Unclear(format!(
-                    "the object {ours} could not be recorded: {failure}"
-                )));
-            }
-            self.env.clock.sleep(back_off(tries)).await;
-        };
-        if recorded != ours && self.config.profile.cancel {
-            // Nobody will confirm ours: whether the cancellation arrives changes nothing about money.
-            tracing::info!(invoice = %job.bill.invoice, %recorded, %ours, "another object was recorded first");
-            if let Ok(ready) = self.stripe.connect().await {
-                let answer = self
-                    .stripe
-                    .cancel(ready, &ours, job.params, &job.attempt.key)
-                    .await;
-                tracing::debug!(?answer, %ours, "withdrawn");
-            }
-        }
-        if recorded != ours {
-            match self.look_up(&recorded, job.params).await {
-                Known::Nothing => {}
-                known => return Err(known),
-            }
-        }
-        Ok(recorded)
-    }
-
-    /// Connect first, check second, send third; what is unclear is looked up, and sent again under the same key.
-    async fn confirm<L: LedgerPort, H: Hold>(
-        &self,
-        job: &Job<'_, L, H>,
-        object: &ObjectId,
-    ) -> Known {
-        let mut sends = 0;
-        let mut why = String::new();
-        for round in 0..SENDS_MAX {
-            self.pause_between_sends(round).await;
-            let ready = match self.stripe.connect().await {
-                Ok(ready) => ready,
-                Err(error) => {
-                    why = error.to_string();
-                    continue;
-                }
-            };
-            self.env.pauses.reach("before_send").await;
-            if let Err(known) = self.may_send(job) {
-                // What went out before is still worth a look, which needs no lease.
-                return if sends == 0 {
-                    known
-                } else {
-                    self.look_up_or(object, job.params, &why).await
-                };
-            }
-            // From here to the wire nothing waits for anything but this pause, which only a simulation has.
-            self.env.pauses.reach("checked").await;
-            sends += 1;
-            let answer = self
-                .stripe
-                .confirm(ready, object, job.params, &job.attempt.key)
-                .await;
-            self.env.pauses.reach("after_send").await;
-            match answer {
-                Answer::Declined { code, retryable } => {
-                    return Known::Declined {
-                        code,
-                        retryable,
-                        finality: self.finality(job, sends),
-                    };
-                }
-                Answer::Intent {
-                    intent,
-                    replayed: false,
-                } => match known_of(intent, "confirm") {
-                    Known::Nothing => why = "confirmed, yet still to be confirmed".to_owned(),
-                    known => return known,
-                },
-                Answer::Intent {
-                    intent,
-                    replayed: true,
-                } => match intent.state {
-                    IntentState::Succeeded(charged) => return Known::Charged(charged),
-                    // How it stood when the key was first used; since then it may have ended.
-                    _ => return self.after_replay(job, object, sends).await,
-                },
-                Answer::Unclear {
-                    why: unclear,
-                    replayed,
-                } => {
-                    tracing::info!(invoice = %job.bill.invoice, %object, why = %unclear, "no clear answer; looking it up");
-                    why = unclear;
-                    match self.look_up(object, job.params).await {
-                        // The key answers an error for as long as it is kept: sending it again tells nothing new.
-                        Known::Nothing if replayed && self.config.profile.stored_errors => break,
-                        Known::Nothing | Known::Unclear(_) => {}
-                        known => return known,
-                    }
-                }
-            }
-        }
-        Known::Unclear(why)
-    }
-
-    /// The key was carried out before, and the payment was at work then. If the object is confirmable now, it failed since.
-    async fn after_replay<L: LedgerPort, H: Hold>(
-        &self,
-        job: &Job<'_, L, H>,
-        object: &ObjectId,
-        sends: u32,
-    ) -> Known {
-        let ready = match self.stripe.connect().await {
-            Ok(ready) => ready,
-            Err(error) => return Known::Unclear(error.to_string()),
-        };
-        match self.stripe.retrieve(ready, object, job.params).await {
-            Answer::Intent {
-                intent:
-                    Intent {
-                        state: IntentState::Confirmable,
-                        last_error: Some((code, retryable)),
-                        ..
-                    },
-                ..
-            } => Known::Declined {
-                code,
-                retryable,
-                finality: self.finality(job, sends),
-            },
-            Answer::Intent { intent, .. } => match known_of(intent, "look-up") {
-                Known::Nothing => {
-                    Known::Unclear("the key was used, and the object is to be confirmed".to_owned())
-                }
-                known => known,
-            },
-            Answer::Declined { code, .. } => {
-                Known::Unclear(format!("look-up answered a decline, {code}"))
-            }
-            Answer::Unclear { why, .. } => Known::Unclear(why),
-        }
-    }
-
     /// Why a no to this key is the last word on it, strongest reason first. The ledger checks it.
     fn finality<L, H>(&self, job: &Job<'_, L, H>, sends: u32) -> Finality {
         let profile = &self.config.profile;
@@ -433,32 +229,10 @@ impl Gate {
             return Err(Known::LeaseLost);
         }
         if self.env.clock.boottime() >= job.send_until {
-            // Too late for this key. What was sent before may be seen on the object; without one nothing was confirmed.
+            // Too late for this key: we add nothing to what was there to be seen.
             return Err(Known::Nothing);
         }
         Ok(())
-    }
-
-    async fn look_up(&self, object: &ObjectId, params: &ChargeParams) -> Known {
-        let ready = match self.stripe.connect().await {
-            Ok(ready) => ready,
-            Err(error) => return Known::Unclear(error.to_string()),
-        };
-        match self.stripe.retrieve(ready, object, params).await {
-            Answer::Intent { intent, .. } => known_of(intent, "look-up"),
-            Answer::Declined { code, .. } => {
-                Known::Unclear(format!("look-up answered a decline, {code}"))
-            }
-            Answer::Unclear { why, .. } => Known::Unclear(format!("look-up: {why}")),
-        }
-    }
-
-    /// After a send that got no clear answer: what a look-up shows, or the doubt that is left.
-    async fn look_up_or(&self, object: &ObjectId, params: &ChargeParams, why: &str) -> Known {
-        match self.look_up(object, params).await {
-            Known::Nothing | Known::Unclear(_) => Known::Unclear(why.to_owned()),
-            known => known,
-        }
     }
 
     /// For an attempt under which we may send nothing: its object says what became of it.
@@ -479,7 +253,7 @@ impl Gate {
         }
         match self.sums_only(bill) {
             Ok(params) => {
-                let known = self.look_up_recorded(attempt, &params).await;
+                let known = self.look_up_attempt(attempt, &params).await;
                 let job = Job {
                     ledger,
                     hold,
@@ -510,9 +284,10 @@ impl Gate {
         let attempt = &begun.attempt;
         let sums = self.sums_only(bill);
         let known = match (&attempt.object, &sums) {
-            (None, _) => Known::Nothing,
-            (Some(_), Ok(params)) => self.look_up_recorded(attempt, params).await,
-            (Some(_), Err(_)) => Known::Unclear(why.to_owned()),
+            // This token opened the attempt, and nothing older can be charged either.
+            (None, _) if !attempt.taken_over => Known::Nothing,
+            (_, Ok(params)) => self.look_up_attempt(attempt, params).await,
+            (_, Err(_)) => Known::Unclear(why.to_owned()),
         };
         let known = match (known, DeclineCode::new("not_chargeable")) {
             // This token opened the attempt and it sends nothing: no send of this key can succeed.
@@ -551,11 +326,11 @@ impl Gate {
         stripe::params_of(bill, &nobody, &self.config.profile)
     }
 
-    async fn look_up_recorded(&self, attempt: &Attempt, params: &ChargeParams) -> Known {
-        match &attempt.object {
-            Some(object) => self.look_up(object, params).await,
-            // Only recorded objects are ever confirmed.
-            None => Known::Nothing,
+    async fn look_up_attempt(&self, attempt: &Attempt, params: &ChargeParams) -> Known {
+        if self.config.profile.single_use_object {
+            self.look_up_recorded(attempt, params).await
+        } else {
+            self.look_up_key(attempt).await
         }
     }
 
@@ -575,20 +350,18 @@ impl Gate {
         let key = &job.attempt.key;
         let invoice = &job.bill.invoice;
         match known {
-            Known::Charged(charged) => {
-                match self
-                    .tell(job, key, Said::Charged(charged.clone()), CHARGED_TRIES_MAX)
-                    .await
-                {
-                    Ok(status) => {
-                        tracing::debug!(%invoice, %key, reference = %charged.reference, %status, "settled");
-                        Outcome::Charged { charged, status }
+            Known::Charged(charged) => self.settle_charged(job, charged).await,
+            Known::ChargedTwice { first, others } => {
+                tracing::error!(%invoice, %key, first = %first.reference, more = others.len(), "charged more than once under one key");
+                let mut outcome = self.settle_charged(job, first).await;
+                for other in others {
+                    // A fact that could not be told must not be hidden by the next one; whoever comes next finds all again.
+                    if !matches!(outcome, Outcome::Charged { .. }) {
+                        break;
                     }
-                    Err(failure) => {
-                        tracing::error!(%invoice, %key, reference = %charged.reference, %failure, "charged, and the ledger could not be told");
-                        Outcome::ChargedUnsettled { charged, failure }
-                    }
+                    outcome = self.settle_charged(job, other).await;
                 }
+                outcome
             }
             Known::Declined {
                 code,
@@ -636,6 +409,26 @@ impl Gate {
         }
     }
 
+    async fn settle_charged<L: LedgerPort, H: Hold>(
+        &self,
+        job: &Job<'_, L, H>,
+        charged: Charged,
+    ) -> Outcome {
+        let key = &job.attempt.key;
+        let invoice = &job.bill.invoice;
+        let said = Said::Charged(charged.clone());
+        match self.tell(job, key, said, CHARGED_TRIES_MAX).await {
+            Ok(status) => {
+                tracing::debug!(%invoice, %key, reference = %charged.reference, %status, "settled");
+                Outcome::Charged { charged, status }
+            }
+            Err(failure) => {
+                tracing::error!(%invoice, %key, reference = %charged.reference, %failure, "charged, and the ledger could not be told");
+                Outcome::ChargedUnsettled { charged, failure }
+            }
+        }
+    }
+
     async fn report<L: LedgerPort, H: Hold>(
         &self,
         job: &Job<'_, L, H>,
@@ -680,18 +473,6 @@ impl Gate {
                 return Err(failure);
             }
             self.env.clock.sleep(back_off(tries)).await;
-        }
-    }
-}
-
-fn known_of(intent: Intent, from: &str) -> Known {
-    match intent.state {
-        IntentState::Succeeded(charged) => Known::Charged(charged),
-        IntentState::Working => Known::Working,
-        IntentState::Confirmable => Known::Nothing,
-        IntentState::Cancelled => {
-            tracing::info!(object = %intent.object, from, "the object is cancelled");
-            Known::Cancelled(intent.object)
         }
     }
 }

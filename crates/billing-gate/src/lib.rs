@@ -20,5 +20,5 @@ pub use http::{ANSWER_BYTES_MAX, CONNECTIONS_MAX};
 pub use outcome::Outcome;
 pub use payers::{Payer, Payers};
 pub use port::{Account, Attempt, Begun, Hold, LedgerPort};
-pub use profile::{Profile, ProfileError, SHIPPED};
+pub use profile::{Api, Profile, ProfileError, SHIPPED};
 pub use secret::{SecretError, SecretKey};

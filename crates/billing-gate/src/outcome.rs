@@ -30,7 +30,7 @@ pub enum Outcome {
     Refused(Rejection),
     /// BeginCharge got no usable answer; nothing was sent.
     NotBegun(Failure),
-    /// Money moved and the ledger could not be told. The next holder finds it by its object.
+    /// Money moved and the ledger could not be told. The next holder finds it by its object or its key.
     ChargedUnsettled { charged: Charged, failure: Failure },
 }
 

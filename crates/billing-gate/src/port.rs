@@ -2,11 +2,13 @@
 //! `billing-client` is the real one; tests put a ledger of their own behind it.
 
 use billing_core::{
-    AccountId, AttemptState, ChargeAttempt, FencingToken, IdempotencyKey, InvoiceId, InvoiceStatus,
-    ObjectId, Outcome, ProviderId, Terms,
+    AccountId, AttemptState, ChargeAttempt, FencingToken, Fingerprint, IdempotencyKey, InvoiceId,
+    InvoiceStatus, ObjectId, Outcome, ProviderId, Terms,
 };
 use billing_env::BootTime;
 use billing_proto::Failure;
+
+use crate::stripe;
 
 /// A charge attempt, as far as the gate reads it.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -21,21 +23,41 @@ pub struct Attempt {
     pub account: Option<Account>,
 }
 
-/// One account at one provider, in live or in test mode.
+/// One account at one provider, in live or in test mode, and how it is charged.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Account {
     pub provider: ProviderId,
     pub account: AccountId,
     pub live: bool,
+    /// Without an object: a look-up for one would find nothing, whatever was charged.
+    pub by_key: bool,
+}
+
+impl Account {
+    /// The account of an attempt whose terms say so.
+    pub fn new(
+        provider: ProviderId,
+        account: AccountId,
+        live: bool,
+        fingerprint: &Fingerprint,
+    ) -> Account {
+        Account {
+            provider,
+            account,
+            live,
+            by_key: stripe::is_by_key(fingerprint),
+        }
+    }
 }
 
 impl From<&Terms> for Account {
     fn from(terms: &Terms) -> Account {
-        Account {
-            provider: terms.provider.clone(),
-            account: terms.account.clone(),
-            live: terms.live,
-        }
+        Account::new(
+            terms.provider.clone(),
+            terms.account.clone(),
+            terms.live,
+            &terms.fingerprint,
+        )
     }
 }
 

@@ -10,12 +10,26 @@ use serde::Deserialize;
 /// The table that ships with the crate.
 pub const SHIPPED: &str = include_str!("../profiles.toml");
 
+/// Which of a provider's interfaces the gate speaks. A name keeps its interface for good: what was begun through one is
+/// neither sent nor looked up through the other.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Api {
+    /// Nothing is sent: people do the charging.
+    None,
+    /// Stripe's PaymentIntents: single-use objects.
+    PaymentIntents,
+    /// Stripe's older Charges: each request that is carried out charges.
+    Charges,
+}
+
 /// What one provider promises. `profiles.toml` says what each field means and where it was read.
 #[derive(Clone, Debug, PartialEq, Eq, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Profile {
     pub as_of: String,
     pub sources: Vec<String>,
+    pub api: Api,
     pub api_version: String,
     #[serde(deserialize_with = "duration")]
     pub key_retention: Duration,
@@ -68,14 +82,39 @@ impl Profile {
         Ok(profile)
     }
 
-    fn check(&self, name: &str) -> Result<(), ProfileError> {
+    /// A provider that keeps no keys carries out every request that it gets: one send, ever.
+    pub fn keeps_keys(&self) -> bool {
+        !self.key_retention.is_zero()
+    }
+
+    pub(crate) fn check(&self, name: &str) -> Result<(), ProfileError> {
         let contradiction = |what: String| ProfileError::Contradiction {
             name: name.to_owned(),
             what,
         };
         let shown = humantime::format_duration;
-        // A send that outlives the provider's memory of its key charges twice, whatever else we do (§5, layer 3).
-        if self.valid_for.saturating_add(self.in_flight_max) >= self.key_retention {
+        if self.single_use_object != (self.api == Api::PaymentIntents) {
+            return Err(contradiction(
+                "single_use_object goes with api payment_intents, and only with it".to_owned(),
+            ));
+        }
+        if self.cancel && !self.single_use_object {
+            return Err(contradiction(
+                "cancel withdraws an object, and single_use_object says that there is none"
+                    .to_owned(),
+            ));
+        }
+        if !self.keeps_keys() && (self.sticky_declines || self.stored_errors) {
+            return Err(contradiction(
+                "key_retention 0s: declines and errors cannot be kept under a key that is not"
+                    .to_owned(),
+            ));
+        }
+        // A send that outlives the provider's memory of its key charges twice, whatever else we do (§5, layer 3). Where no
+        // key is kept there is no second send.
+        if self.keeps_keys()
+            && self.valid_for.saturating_add(self.in_flight_max) >= self.key_retention
+        {
             return Err(contradiction(format!(
                 "valid_for {} and in_flight_max {} together must stay below key_retention {}",
                 shown(self.valid_for),
@@ -110,15 +149,52 @@ mod tests {
 
     #[test]
     fn every_shipped_profile_is_consistent() {
-        for name in ["stripe", "manual"] {
+        for (name, api, single_use_object) in [
+            ("stripe", Api::PaymentIntents, true),
+            ("stripe-charges", Api::Charges, false),
+            ("manual", Api::None, false),
+        ] {
             let profile = Profile::named(name, SHIPPED).expect(name);
             assert!(!profile.as_of.is_empty());
+            assert_eq!(
+                (profile.api, profile.single_use_object),
+                (api, single_use_object),
+                "{name}"
+            );
         }
-        assert!(
-            Profile::named("stripe", SHIPPED)
-                .expect("shipped")
-                .single_use_object
-        );
+    }
+
+    #[test]
+    fn a_profile_without_keys_is_taken_when_it_promises_nothing_that_needs_them() {
+        let none = |profile: &mut Profile| {
+            profile.key_retention = Duration::ZERO;
+            profile.sticky_declines = false;
+            profile.stored_errors = false;
+        };
+        type Change = fn(&mut Profile);
+        let changes: [(Change, &str); 5] = [
+            (|_| {}, ""),
+            (|profile| profile.sticky_declines = true, "key_retention 0s"),
+            (|profile| profile.stored_errors = true, "key_retention 0s"),
+            (
+                |profile| profile.single_use_object = true,
+                "payment_intents",
+            ),
+            (|profile| profile.cancel = true, "cancel"),
+        ];
+        for (change, refused) in changes {
+            let mut profile = Profile::named("stripe-charges", SHIPPED).expect("shipped");
+            none(&mut profile);
+            change(&mut profile);
+            let said = match profile.check("keyless") {
+                Ok(()) => String::new(),
+                Err(error) => error.to_string(),
+            };
+            assert!(
+                said.contains(refused) && said.is_empty() == refused.is_empty(),
+                "`{said}`, not `{refused}`"
+            );
+        }
     }
 
     #[test]

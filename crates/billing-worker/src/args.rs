@@ -75,7 +75,7 @@ pub struct Args {
     )]
     pub log: String,
 
-    /// Which provider: a name in the table of profiles.
+    /// Which provider: a name in the table of profiles. Built in: stripe (PaymentIntents), stripe-charges (keys alone).
     #[arg(
         long,
         env = "BILLING_WORKER_PROVIDER",

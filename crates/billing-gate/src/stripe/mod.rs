@@ -2,6 +2,7 @@
 //! currency is a yes; everything else is unclear. Decides nothing about leases or attempts.
 
 mod amount;
+mod charges;
 mod declines;
 mod params;
 
@@ -17,10 +18,11 @@ use serde::Deserialize;
 
 use crate::http::{Connections, HttpAnswer, NotConnected, Ready, Silence};
 use crate::payers::Payer;
-use crate::profile::Profile;
+use crate::profile::{Api, Profile};
 use crate::secret::SecretKey;
 
-pub use params::ChargeParams;
+pub use charges::Said;
+pub use params::{ChargeParams, is_by_key, nothing_sent};
 
 const IDEMPOTENCY_KEY: HeaderName = HeaderName::from_static("idempotency-key");
 const STRIPE_VERSION: HeaderName = HeaderName::from_static("stripe-version");
@@ -145,7 +147,10 @@ impl Stripe {
         charge: &ChargeParams,
         key: &IdempotencyKey,
     ) -> Answer {
-        let path = format!("/v1/payment_intents/{}/confirm", path_segment(object));
+        let path = format!(
+            "/v1/payment_intents/{}/confirm",
+            path_segment(object.as_str())
+        );
         let heard = self
             .post(ready, &path, &charge.confirm, &format!("{key}:confirm"))
             .await;
@@ -160,7 +165,10 @@ impl Stripe {
         charge: &ChargeParams,
         key: &IdempotencyKey,
     ) -> Answer {
-        let path = format!("/v1/payment_intents/{}/cancel", path_segment(object));
+        let path = format!(
+            "/v1/payment_intents/{}/cancel",
+            path_segment(object.as_str())
+        );
         let body = "cancellation_reason=duplicate";
         let heard = self
             .post(ready, &path, body, &format!("{key}:cancel"))
@@ -175,17 +183,20 @@ impl Stripe {
         object: &ObjectId,
         charge: &ChargeParams,
     ) -> Answer {
-        let path = format!("/v1/payment_intents/{}", path_segment(object));
-        let heard = ready
+        let path = format!("/v1/payment_intents/{}", path_segment(object.as_str()));
+        read(self.get(ready, &path).await, Some(object), charge)
+    }
+
+    async fn get(&self, ready: Ready<'_>, path: &str) -> Result<HttpAnswer, Silence> {
+        ready
             .send(
                 Method::GET,
-                &path,
+                path,
                 self.headers.clone(),
                 Bytes::new(),
                 self.request_timeout,
             )
-            .await;
-        read(heard, Some(object), charge)
+            .await
     }
 
     async fn post(
@@ -216,8 +227,8 @@ impl Stripe {
 }
 
 /// An id is printable, but may hold what a path gives a meaning to.
-fn path_segment(object: &ObjectId) -> String {
-    form_urlencoded::byte_serialize(object.as_str().as_bytes()).collect()
+fn path_segment(id: &str) -> String {
+    form_urlencoded::byte_serialize(id.as_bytes()).collect()
 }
 
 /// The one place where bytes become a meaning. `object`: whose answer this must be.
@@ -246,27 +257,27 @@ fn read(
             },
         };
     }
+    match declined(&heard) {
+        Ok((code, retryable)) => Answer::Declined { code, retryable },
+        Err(why) => unclear(why),
+    }
+}
+
+/// The card's no in an answer that is not 200; else, in words, why there is none: then nobody can tell.
+fn declined(heard: &HttpAnswer) -> Result<(DeclineCode, bool), String> {
+    let status = heard.status.as_u16();
     let error = match serde_json::from_slice::<RawEnvelope>(&heard.body) {
         Ok(envelope) => envelope.error,
-        Err(_) => {
-            return unclear(format!(
-                "{} with a body that is no error",
-                heard.status.as_u16()
-            ));
-        }
+        Err(_) => return Err(format!("{status} with a body that is no error")),
     };
     if heard.status == StatusCode::PAYMENT_REQUIRED
-        && let Some((code, retryable)) = card_error(&error)
+        && let Some(no) = card_error(&error)
     {
-        return Answer::Declined { code, retryable };
+        return Ok(no);
     }
     let code = error.code.as_deref().unwrap_or("no code");
     let message = error.message.as_deref().unwrap_or_default();
-    unclear(format!(
-        "{} {} ({code}): {message}",
-        heard.status.as_u16(),
-        error.kind
-    ))
+    Err(format!("{status} {} ({code}): {message}", error.kind))
 }
 
 fn card_error(error: &RawError) -> Option<(DeclineCode, bool)> {
@@ -301,7 +312,9 @@ fn intent(
         ));
     }
     let state = match raw.status.as_str() {
-        "succeeded" => IntentState::Succeeded(charged(&id, raw.amount_received, charge)?),
+        "succeeded" => {
+            IntentState::Succeeded(charged(&raw.id, raw.amount_received, &charge.currency)?)
+        }
         "processing" | "requires_action" | "requires_capture" => IntentState::Working,
         "requires_payment_method" | "requires_confirmation" => IntentState::Confirmable,
         "canceled" => IntentState::Cancelled,
@@ -314,11 +327,12 @@ fn intent(
     })
 }
 
-/// The fact as the ledger takes it; the reference is the object's id. Another sum than asked for is reported as it is.
-fn charged(id: &ObjectId, received: u64, charge: &ChargeParams) -> Result<Charged, String> {
+/// The fact as the ledger takes it; the reference is the provider's id. Another sum than asked for is reported as it is.
+/// `currency`: upper case.
+fn charged(id: &str, received: u64, currency: &str) -> Result<Charged, String> {
     let unusable = |what: String| format!("{id} succeeded, but {what}");
-    let reference = Reference::new(id.as_str()).map_err(|error| unusable(error.to_string()))?;
-    let currency = Currency::new(&charge.currency).map_err(|error| unusable(error.to_string()))?;
+    let reference = Reference::new(id).map_err(|error| unusable(error.to_string()))?;
+    let currency = Currency::new(currency).map_err(|error| unusable(error.to_string()))?;
     let amount = amount::from_stripe(received, currency.as_str())
         .and_then(|minor| AmountMinor::new(minor).ok())
         .ok_or_else(|| {
@@ -342,7 +356,11 @@ pub fn params_of(bill: &Bill, payer: &Payer, profile: &Profile) -> Result<Charge
             profile.amount_max
         ));
     }
-    Ok(ChargeParams::new(bill, payer, amount))
+    Ok(match profile.api {
+        Api::PaymentIntents => ChargeParams::of_object(bill, payer, amount),
+        Api::Charges => ChargeParams::of_charge(bill, payer, amount),
+        Api::None => return Err("the profile has no provider to send to".to_owned()),
+    })
 }
 
 #[cfg(test)]
@@ -363,7 +381,7 @@ mod tests {
             provider_customer: None,
             payment_method: "pm_card_visa".to_owned(),
         };
-        ChargeParams::new(&bill, &payer, 1500)
+        ChargeParams::of_object(&bill, &payer, 1500)
     }
 
     fn heard(status: u16, body: &str) -> Answer {

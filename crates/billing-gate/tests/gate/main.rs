@@ -4,4 +4,5 @@
 mod chaos;
 mod charges;
 mod doubt;
+mod keys;
 mod world;

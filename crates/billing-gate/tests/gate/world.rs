@@ -325,14 +325,27 @@ impl World {
 
     /// Leases it, with time moved until that is allowed (back-offs).
     pub fn lease(&self, invoice: &str) -> Held {
+        match self.lease_unless_ended(invoice) {
+            Some(held) => held,
+            None => panic!("{invoice} cannot be leased: {}", self.status(invoice)),
+        }
+    }
+
+    /// As `lease`; None: nothing is left to do, or a person has to look at it.
+    pub fn lease_unless_ended(&self, invoice: &str) -> Option<Held> {
         // A lease that ends unused lengthens the back-off: wait first.
         for _ in 0..3 {
-            self.status(invoice);
+            if matches!(
+                self.status(invoice),
+                InvoiceStatus::Paid | InvoiceStatus::Failed | InvoiceStatus::Review
+            ) {
+                return None;
+            }
             let next_try_in_ms = self.view(invoice).next_try_in_ms;
             if next_try_in_ms == 0
                 && let Some(held) = self.try_lease(invoice)
             {
-                return held;
+                return Some(held);
             }
             self.clock
                 .advance(Duration::from_millis(next_try_in_ms + 1));
