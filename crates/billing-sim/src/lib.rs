@@ -9,10 +9,14 @@ compile_error!(
 
 pub mod chance;
 pub mod clock;
-pub mod host;
+pub mod faults;
+pub mod machines;
 pub mod net;
 pub mod pauses;
+pub mod profile;
 pub mod properties;
+pub mod record;
+pub mod replay;
 pub mod scenarios;
 pub mod trace;
 pub mod world;

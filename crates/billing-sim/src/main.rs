@@ -2,6 +2,7 @@
 
 use std::process::ExitCode;
 
+use billing_sim::chance::Chance;
 use billing_sim::scenarios::ALL;
 use billing_sim::world::World;
 use clap::Parser;
@@ -42,14 +43,17 @@ fn main() -> ExitCode {
     let Some(scenario) = ALL.iter().find(|scenario| scenario.name == args.scenario) else {
         return ExitCode::from(2);
     };
-    let mut world = match World::new(args.seed, scenario.nodes) {
+    let setting = (scenario.setting)(&Chance::new(args.seed, "setting"));
+    let mut world = match World::new(args.seed, setting) {
         Ok(world) => world,
         Err(error) => {
             eprintln!("the simulation cannot start: {error:#}");
             return ExitCode::from(2);
         }
     };
-    world.trace.loud = args.verbose;
+    if args.verbose {
+        world.record.set_loud();
+    }
     if let Err(error) = (scenario.run)(&mut world) {
         eprintln!(
             "scenario {} failed at {:?}: {error:#}\n{repeat}",
@@ -63,8 +67,8 @@ fn main() -> ExitCode {
         scenario.name,
         args.seed,
         world.elapsed().as_millis(),
-        world.trace.events(),
-        world.trace.hash()
+        world.record.events(),
+        world.record.hash()
     );
     ExitCode::SUCCESS
 }

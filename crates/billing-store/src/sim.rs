@@ -64,7 +64,7 @@ pub struct SimDisk {
 
 struct Device {
     clock: Arc<dyn Clock>,
-    sync_takes: Duration,
+    sync_takes: Mutex<Duration>,
     contents: Mutex<Contents>,
 }
 
@@ -102,6 +102,10 @@ struct FileBytes {
 }
 
 impl Device {
+    fn sync_takes(&self) -> Duration {
+        *locked(&self.sync_takes)
+    }
+
     fn bytes(&self) -> u64 {
         let contents = locked(&self.contents);
         let records = contents.records.iter();
@@ -183,7 +187,7 @@ impl SimDisk {
         Self {
             device: Arc::new(Device {
                 clock,
-                sync_takes,
+                sync_takes: Mutex::new(sync_takes),
                 contents: Mutex::default(),
             }),
         }
@@ -283,6 +287,11 @@ impl SimDisk {
     /// Syncs so far, of whatever.
     pub fn syncs(&self) -> u64 {
         locked(&self.device.contents).syncs
+    }
+
+    /// What a sync takes from now on.
+    pub fn set_sync_takes(&self, sync_takes: Duration) {
+        *locked(&self.device.sync_takes) = sync_takes;
     }
 
     pub fn set_fault(&self, fault: Fault) {
@@ -517,7 +526,7 @@ impl Medium for SimMedium {
     }
 
     async fn sync(&mut self) -> Result<(), StoreError> {
-        self.device.clock.sleep(self.device.sync_takes).await;
+        self.device.clock.sleep(self.device.sync_takes()).await;
         let mut contents = self.contents("syncing")?;
         for batch in std::mem::take(&mut contents.unsynced) {
             change(&mut contents.records_durable, &batch);
@@ -536,7 +545,7 @@ impl Medium for SimMedium {
     }
 
     async fn sync_high(&mut self) -> Result<(), StoreError> {
-        self.device.clock.sleep(self.device.sync_takes).await;
+        self.device.clock.sleep(self.device.sync_takes()).await;
         let mut contents = self.contents("syncing")?;
         contents.high_durable = contents.high.clone();
         contents.syncs += 1;
@@ -645,7 +654,7 @@ impl Files for SimFiles {
         let outcome = work(self);
         let synced = locked(&self.device.contents).syncs > before;
         if synced {
-            self.device.clock.sleep(self.device.sync_takes).await;
+            self.device.clock.sleep(self.device.sync_takes()).await;
         }
         outcome
     }

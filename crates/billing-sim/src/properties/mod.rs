@@ -1,21 +1,131 @@
-//! What must hold at every moment of every scenario: one file each.
+//! What must hold at every moment of every scenario: one file each. A property sees what the nodes say of themselves, each
+//! record of the audit log once, and what the machines did; it never changes anything.
 //!
 //! "One leader in a term" is not among them: here a leadership is a term *and* a node, and a higher node may overtake a lower
-//! one inside a term. What that must not harm is the state, and `same_state` looks at it.
+//! one inside a term. What that must not harm is the state, and `replicas_agree` looks at it.
 
-pub mod same_state;
+pub mod acked_survives;
+pub mod audit_chain;
+pub mod clock_never_back;
+pub mod doubt_needs_evidence;
+pub mod every_invoice_ends;
+pub mod linearizable;
+pub mod one_charge;
+pub mod one_holder;
+pub mod one_open_attempt;
+pub mod replicas_agree;
+pub mod same_request_same_answer;
+pub mod stale_token_refused;
+pub mod tokens_grow;
 
 use std::collections::BTreeMap;
+use std::fmt;
+use std::time::Duration;
 
-use billing_server::node::NodeStatus;
+use billing_core::{AuditRecord, ClusterTime};
+use billing_server::raft::StateHash;
 
-/// Looked at after every few steps.
+use crate::machines::provider::Books;
+use crate::profile::Promises;
+use crate::record::{Act, Record};
+use crate::replay::{Replay, Step};
+use crate::world::Seen;
+
+/// What is broken, for a person.
+#[derive(Debug, Clone)]
+pub struct Broken {
+    pub property: String,
+    pub invoice: Option<String>,
+    pub what: String,
+}
+
+impl fmt::Display for Broken {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "property {} is broken: {}", self.property, self.what)
+    }
+}
+
+impl std::error::Error for Broken {}
+
+/// Why a property does not hold: on which invoice, if on one, and how.
+pub type Verdict = Result<(), (Option<String>, String)>;
+
+/// One node as it is now.
+#[derive(Debug, Clone)]
+pub struct NodeView {
+    pub state: StateHash,
+    pub cluster_time: ClusterTime,
+    pub token_last: u64,
+}
+
+/// One moment.
+pub struct Moment<'a> {
+    pub now: Duration,
+    pub nodes: &'a BTreeMap<u64, NodeView>,
+    /// The records that each node applied since the last moment. After a start it begins again.
+    pub applied: &'a [(u64, Vec<AuditRecord>)],
+    pub acts: &'a [Act],
+    /// Now and then.
+    pub books: Option<&'a Books>,
+    /// What the provider and the clocks of this world keep.
+    pub promises: &'a Promises,
+}
+
+/// The end, after the faults have stopped and everything has settled.
+pub struct End<'a> {
+    pub replay: &'a Replay,
+    pub records: &'a [Seen],
+    pub books: &'a Books,
+    pub record: &'a Record,
+    pub promises: &'a Promises,
+    /// The invoices that workers charge, with what is owed.
+    pub invoices: &'a BTreeMap<String, u64>,
+}
+
 pub trait Property {
     fn name(&self) -> &'static str;
 
-    /// `Err` says what is broken, for a person.
-    fn look(&mut self, nodes: &BTreeMap<u64, NodeStatus>) -> Result<(), String>;
+    /// Every few steps.
+    fn look(&mut self, _moment: &Moment<'_>) -> Verdict {
+        Ok(())
+    }
+
+    /// Each record of the audit log once, in order, when the first node has applied it.
+    fn step(&mut self, _step: &Step<'_>, _promises: &Promises) -> Verdict {
+        Ok(())
+    }
 
     /// A process is gone; what it had not made durable may be unsaid.
     fn crashed(&mut self, _node: u64) {}
+
+    fn end(&mut self, _end: &End<'_>) -> Verdict {
+        Ok(())
+    }
+}
+
+/// All of them.
+pub fn all() -> Vec<Box<dyn Property>> {
+    vec![
+        Box::new(replicas_agree::ReplicasAgree::default()),
+        Box::new(audit_chain::AuditChain::default()),
+        Box::new(clock_never_back::ClockNeverBack::default()),
+        Box::new(tokens_grow::TokensGrow),
+        Box::new(one_holder::OneHolder::default()),
+        Box::new(one_open_attempt::OneOpenAttempt),
+        Box::new(stale_token_refused::StaleTokenRefused),
+        Box::new(doubt_needs_evidence::DoubtNeedsEvidence),
+        Box::new(one_charge::OneCharge),
+        Box::new(acked_survives::AckedSurvives),
+        Box::new(same_request_same_answer::SameRequestSameAnswer),
+        Box::new(linearizable::Linearizable),
+        Box::new(every_invoice_ends::EveryInvoiceEnds),
+    ]
+}
+
+/// Broken on the invoice of a record.
+pub(crate) fn on(record: &AuditRecord, what: String) -> Verdict {
+    Err((
+        record.invoice.as_ref().map(|id| id.as_str().to_owned()),
+        format!("audit record {}: {what}", record.index),
+    ))
 }

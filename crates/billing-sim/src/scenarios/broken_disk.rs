@@ -18,6 +18,7 @@ pub fn run(world: &mut World) -> Result<()> {
     };
     let host = world.hosts[&victim].clone();
     host.disk.set_fault(fault);
+    world.may_end.insert(victim);
     world.note(format_args!("the disk of node {victim} is {fault:?}"));
     let others: Vec<u64> = all.iter().copied().filter(|&id| id != victim).collect();
     // Something to write. Whatever comes of it: the disk that fails must not be what it rests on.
@@ -37,7 +38,7 @@ pub fn run(world: &mut World) -> Result<()> {
         "the node with the broken disk ends, and the others apply",
         |world| {
             done |= given.try_recv().is_ok();
-            done && world.hosts[&victim].ended().is_some()
+            done && world.hosts[&victim].ended().is_some() && world.hosts[&victim].node().is_none()
         },
     )?;
     let reason = host.ended().unwrap_or_default();
@@ -49,7 +50,7 @@ pub fn run(world: &mut World) -> Result<()> {
 
     // Repaired and started again, it has what it acknowledged, and catches up.
     host.disk.set_fault(Fault::None);
-    world.crash(victim)?;
     world.restart(victim);
-    world.settled()
+    world.settled()?;
+    world.judge()
 }

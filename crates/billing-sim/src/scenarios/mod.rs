@@ -2,27 +2,38 @@
 
 pub mod broken_disk;
 pub mod smoke;
+pub mod swarm;
 
 use anyhow::Result;
 
-use crate::world::World;
+use crate::chance::Chance;
+use crate::world::{Setting, World};
 
-/// One scenario and how many machines it wants.
+/// One scenario and the world that it wants.
 pub struct Scenario {
     pub name: &'static str,
-    pub nodes: u64,
+    pub setting: fn(&Chance) -> Setting,
     pub run: fn(&mut World) -> Result<()>,
 }
 
-pub const ALL: [Scenario; 2] = [
+fn nodes_only(_: &Chance) -> Setting {
+    Setting::default()
+}
+
+pub const ALL: [Scenario; 3] = [
+    Scenario {
+        name: "swarm",
+        setting: swarm::setting,
+        run: swarm::run,
+    },
     Scenario {
         name: "smoke",
-        nodes: 3,
+        setting: nodes_only,
         run: smoke::run,
     },
     Scenario {
         name: "broken_disk",
-        nodes: 3,
+        setting: nodes_only,
         run: broken_disk::run,
     },
 ];

@@ -82,7 +82,7 @@ pub fn run(world: &mut World) -> Result<()> {
     ensure!(hashes.len() == 1, "the states differ in the end");
     let applied = world.status(old).and_then(|status| status.applied);
     world.note(format_args!("settled at {applied:?} with {hashes:02x?}"));
-    Ok(())
+    world.judge()
 }
 
 /// A machine crashes while leases are granted: what was answered stays, on that machine too.

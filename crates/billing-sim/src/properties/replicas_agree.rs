@@ -2,37 +2,35 @@
 
 use std::collections::BTreeMap;
 
-use billing_server::node::NodeStatus;
-
-use super::Property;
+use super::{Moment, Property, Verdict};
 
 #[derive(Default)]
-pub struct SameState {
+pub struct ReplicasAgree {
     /// The first state seen at each index.
     hashes: BTreeMap<u64, ([u8; 32], u64)>,
     applied: BTreeMap<u64, u64>,
 }
 
-impl Property for SameState {
+impl Property for ReplicasAgree {
     fn name(&self) -> &'static str {
-        "same_state"
+        "replicas_agree"
     }
 
-    fn look(&mut self, nodes: &BTreeMap<u64, NodeStatus>) -> Result<(), String> {
-        for (&id, status) in nodes {
-            let state = status.state_hash;
+    fn look(&mut self, moment: &Moment<'_>) -> Verdict {
+        for (&id, node) in moment.nodes {
+            let state = node.state;
             let (hash, first) = *self.hashes.entry(state.index).or_insert((state.hash, id));
             if hash != state.hash {
-                return Err(format!(
-                    "nodes {first} and {id} differ at index {}",
-                    state.index
+                return Err((
+                    None,
+                    format!("nodes {first} and {id} differ at index {}", state.index),
                 ));
             }
             let before = self.applied.insert(id, state.index).unwrap_or(0);
             if state.index < before {
-                return Err(format!(
-                    "node {id} went back from index {before} to {}",
-                    state.index
+                return Err((
+                    None,
+                    format!("node {id} went back from index {before} to {}", state.index),
                 ));
             }
         }

@@ -1,0 +1,76 @@
+//! I5: an attempt that is open or closing becomes dead on evidence only, and the evidence holds by the rules of the design.
+
+use billing_core::{Finality, What};
+
+use super::{Property, Verdict, on};
+use crate::profile::Promises;
+use crate::replay::Step;
+
+pub struct DoubtNeedsEvidence;
+
+impl Property for DoubtNeedsEvidence {
+    fn name(&self) -> &'static str {
+        "doubt_needs_evidence"
+    }
+
+    fn step(&mut self, step: &Step<'_>, promises: &Promises) -> Verdict {
+        let (record, before) = (step.record, step.before);
+        let Some(attempt) = &before.attempt else {
+            return match &record.what {
+                What::Declined { .. } | What::LookedUpNone { .. } => {
+                    on(record, "nothing is open".to_owned())
+                }
+                _ => Ok(()),
+            };
+        };
+        match &record.what {
+            What::Declined {
+                finality,
+                proven: true,
+                ..
+            } => {
+                let holds = match finality {
+                    Finality::None => false,
+                    Finality::Sticky => promises.sticky,
+                    Finality::SoleSend => !attempt.taken_over && attempt.token == record.token.0,
+                    Finality::Object => before.object.is_some(),
+                };
+                if !holds {
+                    return on(record, format!("{finality:?} proves nothing here"));
+                }
+            }
+            What::LookedUpNone { counts: true } => {
+                let quiet = promises.quiet_after_ms();
+                let granted = before.lease.as_ref();
+                let late = granted.is_some_and(|lease| {
+                    lease.granted_at.0 > attempt.begun_at.0 + quiet
+                        && lease.granted_wall_ms > attempt.begun_wall_ms + quiet
+                });
+                if !late {
+                    return on(
+                        record,
+                        format!("its lease was granted before {quiet} ms had passed"),
+                    );
+                }
+            }
+            What::Resolved { .. } => {
+                let charged = matches!(
+                    &record.what,
+                    What::Resolved {
+                        verdict: billing_core::Verdict::Charged(_),
+                        ..
+                    }
+                );
+                let quiet = promises.quiet_after_ms();
+                if !charged && record.at.0 < attempt.begun_at.0 + quiet {
+                    return on(record, "not charged, said too early".to_owned());
+                }
+            }
+            What::Failed => {
+                return on(record, format!("failed while {} is open", attempt.key));
+            }
+            _ => {}
+        }
+        Ok(())
+    }
+}

@@ -1,0 +1,246 @@
+//! Everything at once, by seed: workers charge, callers fight for locks and charge by hand, and each seed draws which kinds of
+//! faults there are, when they come and how long they last. Then the faults stop, and everything has to end well.
+//!
+//! The idea of drawing the set of faults, too, is swarm testing (Groce and others, ISSTA 2012): runs in which everything may
+//! happen keep some things from ever happening together.
+
+use std::time::Duration;
+
+use anyhow::{Result, anyhow, ensure};
+use billing_client::{AcquireOptions, v1};
+use tokio::sync::oneshot;
+
+use crate::chance::Chance;
+use crate::faults::{Faults, Kind};
+use crate::machines::node::NodeSettings;
+use crate::profile::{CUSTOMERS, Provider};
+use crate::properties::Broken;
+use crate::properties::every_invoice_ends::waits_for_its_next_try;
+use crate::record::Promise;
+use crate::world::{Setting, World};
+
+/// At least so much is simulated.
+const LASTS_MIN: Duration = Duration::from_secs(120);
+/// How long an invoice may take to end after the last fault: the back-off of a doubt doubles.
+const ENDING_PATIENCE: Duration = Duration::from_secs(2 * 3_600);
+/// A waiter is granted so long after the lease before it ended, at most.
+const GRANT_PATIENCE: Duration = Duration::from_millis(1_500);
+
+pub fn setting(chance: &Chance) -> Setting {
+    let provider = chance.below(Provider::ALL.len() as u64);
+    // Workers would claim what callers charge by hand, so a world has one or the other.
+    let by_hand = chance.below(4) == 0;
+    Setting {
+        nodes: if chance.below(5) == 0 { 5 } else { 3 },
+        workers: if by_hand { 0 } else { 2 + chance.below(2) },
+        callers: if by_hand { 4 } else { 2 },
+        provider: Provider::ALL[usize::try_from(provider).unwrap_or(0)],
+        node: NodeSettings {
+            snapshot_every: 60 + chance.below(400),
+            log_kept: 10 + chance.below(90),
+        },
+        locks: 2,
+        by_hand: if by_hand { 6 } else { 0 },
+        worker_ttl: Duration::from_millis(1_500 + chance.below(4_000)),
+        ..Setting::default()
+    }
+}
+
+pub fn run(world: &mut World) -> Result<()> {
+    if world.chance.below(8) == 0 {
+        world.promises.clocks_keep_drift = false;
+        world.promises.one_charge = world.setting.provider == Provider::Objects;
+    }
+    world.bootstrapped()?;
+    submit(world)?;
+    let kinds: Vec<Kind> = Kind::ALL
+        .into_iter()
+        .filter(|_| world.chance.below(2) == 0)
+        .collect();
+    world.note(format_args!(
+        "faults of this seed: {kinds:?}, clocks keep drift: {}",
+        world.promises.clocks_keep_drift
+    ));
+    let mut faults = Faults::default();
+    let until = world.elapsed() + Duration::from_millis(60_000 + world.chance.below(30_000));
+    // Some seeds are hectic, some leave time between two faults.
+    let pause_ms = 200 + world.chance.below(6_000);
+    let mut next = world.elapsed();
+    while world.elapsed() < until {
+        faults.cure_due(world);
+        if world.elapsed() >= next && !kinds.is_empty() {
+            let nth = world.chance.below(kinds.len() as u64);
+            faults.bring(world, kinds[usize::try_from(nth)?])?;
+            next = world.elapsed() + Duration::from_millis(50 + world.chance.below(2 * pause_ms));
+        }
+        world.step()?;
+    }
+    faults.cure_all(world);
+    let all: Vec<u64> = world.hosts.keys().copied().collect();
+    world.leader(&all)?;
+    world.pass(Duration::from_secs(5))?;
+    for caller in world.callers.values() {
+        caller.rest();
+    }
+    waiters_are_served(world)?;
+    ended(world)?;
+    let left = LASTS_MIN.saturating_sub(world.elapsed());
+    world.pass(left)?;
+    world.settled()?;
+    world.judge()
+}
+
+/// Invoices for workers, by customers who can pay and who cannot, and those that are charged by hand.
+pub fn submit(world: &mut World) -> Result<()> {
+    let mut invoices = Vec::new();
+    let count = if world.setting.workers == 0 {
+        0
+    } else {
+        6 + world.chance.below(8)
+    };
+    for number in 1..=count {
+        // The first customers can pay; most invoices are theirs.
+        let customer = match world.chance.below(3) {
+            0 => world.chance.below(CUSTOMERS.len() as u64),
+            _ => world.chance.below(3),
+        };
+        let amount = 100 + number;
+        world.invoices.insert(format!("inv-{number}"), amount);
+        invoices.push((
+            format!("inv-{number}"),
+            CUSTOMERS[usize::try_from(customer)?].0,
+            amount,
+        ));
+    }
+    for number in 1..=world.setting.by_hand {
+        invoices.push((format!("hand-{number}"), "hand", 7));
+    }
+    let bills: Vec<v1::Invoice> = invoices
+        .iter()
+        .map(|(invoice_id, customer, amount)| v1::Invoice {
+            invoice_id: invoice_id.clone(),
+            customer_id: (*customer).to_owned(),
+            amount_minor: i64::try_from(*amount).unwrap_or(i64::MAX),
+            currency: "USD".to_owned(),
+            ..Default::default()
+        })
+        .collect();
+    let submitted = world.desk_do("submit invoices", move |client| async move {
+        loop {
+            match client.submit_invoices(bills.clone(), |_| {}).await {
+                Ok(submitted) => return submitted.submitted + submitted.unchanged,
+                Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+            }
+        }
+    })?;
+    ensure!(
+        submitted == invoices.len() as u64,
+        "only {submitted} were submitted"
+    );
+    for (invoice, _, _) in &invoices {
+        let id = billing_core::InvoiceId::new(invoice)?;
+        world.record.promise(&id, Promise::Submitted);
+    }
+    Ok(())
+}
+
+/// A lease whose holder is silent ends in time, and its waiters are granted in the order in which they came.
+pub fn waiters_are_served(world: &mut World) -> Result<()> {
+    const INVOICE: &str = "order-1";
+    const TTL: Duration = Duration::from_secs(2);
+    const WAITERS: u64 = 3;
+    let broken = |property: &str, what: String| -> anyhow::Error {
+        Broken {
+            property: property.to_owned(),
+            invoice: Some(INVOICE.to_owned()),
+            what,
+        }
+        .into()
+    };
+    world.desk_do("hold a lease", |client| async move {
+        loop {
+            let options = AcquireOptions::default().ttl(TTL);
+            match client.acquire(INVOICE, "silent", options).await {
+                // Never renewed, never given back.
+                Ok(guard) => return std::mem::forget(guard),
+                Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+            }
+        }
+    })?;
+    let held_at = world.elapsed();
+    let mut waiting: Vec<oneshot::Receiver<Result<(u64, Duration), String>>> = Vec::new();
+    for number in 1..=WAITERS {
+        let record = world.record.clone();
+        waiting.push(world.desk_begin(move |client| async move {
+            let options =
+                AcquireOptions::wait(Duration::from_secs(60)).ttl(Duration::from_secs(10));
+            let holder = format!("waiter-{number}");
+            let acquired = client.acquire(INVOICE, &holder, options).await;
+            let guard = acquired.map_err(|failure| failure.to_string())?;
+            let granted = (guard.token().0, record.now());
+            // Whether the release is answered is of no interest here.
+            let _ = guard.release().await;
+            Ok(granted)
+        })?);
+        world.until("a waiter stands in the queue", |world| {
+            let leader = world.leads_now().and_then(|id| world.hosts[&id].node());
+            leader.is_some_and(|node| waiters(&node) >= number)
+        })?;
+    }
+    ensure!(
+        world.elapsed() < held_at + TTL,
+        "the queue took too long to form"
+    );
+    let mut granted = Vec::new();
+    for mut waiter in waiting {
+        let mut found = None;
+        world.until("a waiter is granted", |_| {
+            found = waiter.try_recv().ok();
+            found.is_some()
+        })?;
+        let found = found.ok_or_else(|| anyhow!("no answer"))?;
+        granted.push(found.map_err(|why| broken("waiters_in_order", why))?);
+    }
+    if !granted.is_sorted() {
+        return Err(broken(
+            "waiters_in_order",
+            format!("granted as {granted:?}"),
+        ));
+    }
+    let first = granted.first().map_or(Duration::ZERO, |(_, at)| *at);
+    let late = first.saturating_sub(held_at + TTL);
+    if late > GRANT_PATIENCE && world.promises.clocks_keep_drift {
+        return Err(broken(
+            "expiry_in_time",
+            format!("it ended {late:?} after its deadline"),
+        ));
+    }
+    Ok(())
+}
+
+fn waiters(node: &billing_server::node::Node) -> u64 {
+    use futures::FutureExt;
+    let read = node.read(billing_server::node::Consistency::Stale, |ledger| {
+        ledger.waiters_count()
+    });
+    match read.now_or_never() {
+        Some(Ok((count, _))) => count,
+        _ => 0,
+    }
+}
+
+/// Steps until every invoice of the workers has ended, or waits for a time that is far away.
+fn ended(world: &mut World) -> Result<()> {
+    let deadline = world.elapsed() + ENDING_PATIENCE;
+    while world.elapsed() < deadline {
+        world.pass(Duration::from_millis(500))?;
+        let open = world.open_invoices();
+        let waits =
+            |invoice: &String| waits_for_its_next_try(world.replay(), world.records(), invoice);
+        if open.iter().all(waits) {
+            return Ok(());
+        }
+    }
+    // What has not ended, the property names.
+    Ok(())
+}
