@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use anyhow::{Result, anyhow, ensure};
 use billing_client::{AcquireOptions, v1};
+use billing_core::InvoiceId;
 use tokio::sync::oneshot;
 
 use crate::chance::Chance;
@@ -40,7 +41,7 @@ pub fn setting(chance: &Chance) -> Setting {
             log_kept: 10 + chance.below(90),
         },
         locks: 2,
-        by_hand: if by_hand { 6 } else { 0 },
+        by_hand: if by_hand { 12 } else { 0 },
         worker_ttl: Duration::from_millis(1_500 + chance.below(4_000)),
         ..Setting::default()
     }
@@ -52,7 +53,12 @@ pub fn run(world: &mut World) -> Result<()> {
         world.promises.one_charge = world.setting.provider == Provider::Objects;
     }
     world.bootstrapped()?;
-    submit(world)?;
+    // The desk takes jobs from its first step on.
+    world.pass(Duration::from_millis(5))?;
+    let mut submissions = Submissions {
+        next: Duration::ZERO,
+        number: 0,
+    };
     let kinds: Vec<Kind> = Kind::ALL
         .into_iter()
         .filter(|_| world.chance.below(2) == 0)
@@ -68,6 +74,7 @@ pub fn run(world: &mut World) -> Result<()> {
     let mut next = world.elapsed();
     while world.elapsed() < until {
         faults.cure_due(world);
+        submissions.by_now(world)?;
         if world.elapsed() >= next && !kinds.is_empty() {
             let nth = world.chance.below(kinds.len() as u64);
             faults.bring(world, kinds[usize::try_from(nth)?])?;
@@ -90,57 +97,65 @@ pub fn run(world: &mut World) -> Result<()> {
     world.judge()
 }
 
-/// Invoices for workers, by customers who can pay and who cannot, and those that are charged by hand.
-pub fn submit(world: &mut World) -> Result<()> {
-    let mut invoices = Vec::new();
-    let count = if world.setting.workers == 0 {
-        0
-    } else {
-        6 + world.chance.below(8)
-    };
-    for number in 1..=count {
-        // The first customers can pay; most invoices are theirs.
-        let customer = match world.chance.below(3) {
-            0 => world.chance.below(CUSTOMERS.len() as u64),
-            _ => world.chance.below(3),
-        };
-        let amount = 100 + number;
-        world.invoices.insert(format!("inv-{number}"), amount);
-        invoices.push((
-            format!("inv-{number}"),
-            CUSTOMERS[usize::try_from(customer)?].0,
-            amount,
-        ));
-    }
-    for number in 1..=world.setting.by_hand {
-        invoices.push((format!("hand-{number}"), "hand", 7));
-    }
-    let bills: Vec<v1::Invoice> = invoices
-        .iter()
-        .map(|(invoice_id, customer, amount)| v1::Invoice {
-            invoice_id: invoice_id.clone(),
-            customer_id: (*customer).to_owned(),
-            amount_minor: i64::try_from(*amount).unwrap_or(i64::MAX),
-            currency: "USD".to_owned(),
-            ..Default::default()
-        })
-        .collect();
-    let submitted = world.desk_do("submit invoices", move |client| async move {
-        loop {
-            match client.submit_invoices(bills.clone(), |_| {}).await {
-                Ok(submitted) => return submitted.submitted + submitted.unchanged,
-                Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
+/// A few invoices at a time, as long as faults come: for workers, by customers who can pay and who cannot; or, where callers
+/// charge by hand, all of theirs at once.
+struct Submissions {
+    next: Duration,
+    number: u64,
+}
+
+impl Submissions {
+    fn by_now(&mut self, world: &mut World) -> Result<()> {
+        if world.elapsed() < self.next {
+            return Ok(());
+        }
+        self.next = world.elapsed() + Duration::from_millis(500 + world.chance.below(9_000));
+        let mut bills = Vec::new();
+        if world.setting.workers == 0 {
+            for number in 1..=world.setting.by_hand {
+                bills.push(bill(format!("hand-{number}"), "hand", 7));
+            }
+            self.next = Duration::MAX;
+        } else {
+            for _ in 0..1 + world.chance.below(3) {
+                self.number += 1;
+                // Most can pay.
+                let customer = match world.chance.below(3) {
+                    0 => world.chance.below(CUSTOMERS.len() as u64),
+                    _ => world.chance.below(3),
+                };
+                let (invoice, amount) = (format!("inv-{}", self.number), 100 + self.number);
+                world.invoices.insert(invoice.clone(), amount);
+                bills.push(bill(invoice, CUSTOMERS[usize::try_from(customer)?].0, amount));
             }
         }
-    })?;
-    ensure!(
-        submitted == invoices.len() as u64,
-        "only {submitted} were submitted"
-    );
-    for (invoice, _, _) in &invoices {
-        let id = billing_core::InvoiceId::new(invoice)?;
-        world.record.promise(&id, Promise::Submitted);
+        submit(world, bills)
     }
+}
+
+fn bill(invoice_id: String, customer: &str, amount: u64) -> v1::Invoice {
+    v1::Invoice {
+        invoice_id,
+        customer_id: customer.to_owned(),
+        amount_minor: i64::try_from(amount).unwrap_or(i64::MAX),
+        currency: "USD".to_owned(),
+        ..Default::default()
+    }
+}
+
+/// Insists on it in the background: a submission may be repeated freely.
+fn submit(world: &mut World, bills: Vec<v1::Invoice>) -> Result<()> {
+    let record = world.record.clone();
+    drop(world.desk_begin(move |client| async move {
+        while client.submit_invoices(bills.clone(), |_| {}).await.is_err() {
+            client.env().clock.sleep(Duration::from_millis(200)).await;
+        }
+        for bill in &bills {
+            if let Ok(id) = InvoiceId::new(&bill.invoice_id) {
+                record.promise(&id, Promise::Submitted);
+            }
+        }
+    })?);
     Ok(())
 }
 
