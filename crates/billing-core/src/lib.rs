@@ -13,6 +13,7 @@ pub mod ledger;
 pub mod limits;
 pub mod rejection;
 pub mod reply;
+pub mod sabotage;
 
 pub use command::*;
 pub use currency::Currency;

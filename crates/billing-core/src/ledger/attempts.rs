@@ -15,7 +15,7 @@ impl Ledger {
             .ok_or_else(|| Rejection::NotSubmitted {
                 invoice: begin.invoice.clone(),
             })?;
-        if !self.scalars.charges_allowed {
+        if !self.scalars.charges_allowed && !sabotaged!(BeginBeforeAllowCharges) {
             return Err(Rejection::ChargesNotAllowed);
         }
         if let Some(reason) = self.paused.get(&begin.terms.provider) {
@@ -37,6 +37,12 @@ impl Ledger {
                 look_up_in_ms: self.look_up_in_ms(attempt),
             }),
             Some(_) if next_try_in_ms > 0 => Err(not_due(next_try_in_ms)),
+            Some(_) if sabotaged!(SecondKeyOnTakeOver) => {
+                if let Some(invoice) = self.invoice_mut(&begin.invoice) {
+                    invoice.attempts.retain(|attempt| !attempt.is_live());
+                }
+                self.open_attempt(begin)
+            }
             Some(attempt) => {
                 if let Some(recorded) = &attempt.terms {
                     same_terms(&begin.invoice, recorded, &begin.terms)?;
@@ -71,7 +77,9 @@ impl Ledger {
         {
             return Err(refused);
         }
-        self.check_token(invoice, token)?;
+        if !sabotaged!(NoTokenCheckAtBegin) {
+            self.check_token(invoice, token)?;
+        }
         Ok(invoice)
     }
 
@@ -81,7 +89,8 @@ impl Ledger {
             .invoice_mut(&begin.invoice)
             .and_then(Invoice::live_mut)
             .map(|attempt| {
-                attempt.taken_over = true;
+                let same_token = attempt.token == begin.token;
+                attempt.taken_over |= !(same_token && sabotaged!(SoleSendAfterGateRestart));
                 attempt.token = begin.token;
                 attempt.number
             });
@@ -141,7 +150,9 @@ impl Ledger {
         let attempt = invoice.live().ok_or_else(|| Rejection::NoOpenAttempt {
             invoice: attach.invoice.clone(),
         })?;
-        if let Some(object) = invoice.standing_object() {
+        if let Some(object) = invoice.standing_object()
+            && !sabotaged!(SecondObjectAttached)
+        {
             return Ok(Reply::Attached {
                 object: object.id.clone(),
             });

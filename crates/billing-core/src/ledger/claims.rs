@@ -35,7 +35,9 @@ impl Ledger {
             leases.push((id, token));
         }
         let reply = self.claimed_view(&leases);
-        self.keep_answer(claim.session, claim.seq, ask, Answer::Claimed { leases });
+        if !sabotaged!(ClaimReplyForgotten) {
+            self.keep_answer(claim.session, claim.seq, ask, Answer::Claimed { leases });
+        }
         Ok(Reply::Claimed(reply))
     }
 

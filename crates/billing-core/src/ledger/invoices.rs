@@ -100,7 +100,9 @@ impl Ledger {
     pub(super) fn requeue(&mut self, requeue: &RequeueInvoice) -> Result<Reply, Rejection> {
         let now = self.scalars.now;
         let invoice = self.submitted(&requeue.invoice)?;
-        Self::without_charge(invoice)?;
+        if !(invoice.live().is_some() && sabotaged!(RequeueWhileOpen)) {
+            Self::without_charge(invoice)?;
+        }
         match invoice.phase {
             Phase::Failed | Phase::Cancelled | Phase::Review(_) => {}
             Phase::Ready | Phase::Paid => {
@@ -113,6 +115,9 @@ impl Ledger {
         }
         if let Some(invoice) = self.invoice_mut(&requeue.invoice) {
             invoice.phase = Phase::Ready;
+            if sabotaged!(RequeueWhileOpen) {
+                invoice.attempts.retain(|attempt| !attempt.is_live());
+            }
             invoice.retries = 0;
             invoice.next_try = now;
         }

@@ -182,7 +182,19 @@ impl Ledger {
         Ok(Some(match (&request.answer, ask) {
             (Answer::Queued { .. }, _) => Ok(Reply::Queued),
             (Answer::Granted { token }, Ask::Acquire { invoice, .. }) => {
-                self.leased_reply(invoice, *token)
+                match self.leased_reply(invoice, *token) {
+                    Err(_) if sabotaged!(AnswerAfterLeaseEnded) => Ok(Reply::Leased(Leased {
+                        lease: LeaseView {
+                            invoice: invoice.clone(),
+                            token: *token,
+                            holder: session.holder.clone(),
+                            session: id,
+                            expires_in_ms: session.ttl.get(),
+                        },
+                        open_attempt: None,
+                    })),
+                    answer => answer,
+                }
             }
             (Answer::Claimed { leases }, _) => Ok(Reply::Claimed(self.claimed_view(leases))),
             (Answer::Refused(refused), _) => Err((**refused).clone()),
@@ -224,6 +236,7 @@ impl Ledger {
     pub(super) fn grants_open(&self) -> Result<(), Rejection> {
         match self.scalars.now.ms_until(self.scalars.grants_from) {
             0 => Ok(()),
+            _ if sabotaged!(GrantsAtOnceAfterRestore) => Ok(()),
             in_ms => Err(Rejection::GrantsNotYet { in_ms }),
         }
     }
@@ -415,7 +428,7 @@ impl Ledger {
     pub(super) fn release(&mut self, release: &ReleaseLease) -> Result<Reply, Rejection> {
         match release {
             ReleaseLease::ByToken { invoice, token } => {
-                let was_current = self.holds(invoice, *token);
+                let was_current = self.holds(invoice, *token) || sabotaged!(StaleReleaseTaken);
                 if was_current {
                     self.end_lease(invoice, &LeaseEnd::Released);
                 }
@@ -514,6 +527,9 @@ impl Ledger {
         invoice.last_expired = expired;
         // The provider's time may have passed while the lease stood: then it is merely in doubt.
         invoice.waiting_until = invoice.waiting_until.filter(|until| *until > now);
+        if sabotaged!(InDoubtToPending) {
+            invoice.attempts.retain(|attempt| !attempt.is_live());
+        }
         let number = invoice.live().map(|attempt| attempt.number);
         if number.is_some() && invoice.phase == Phase::Ready && invoice.waiting_until.is_none() {
             let wait = backoff_ms(

@@ -31,6 +31,7 @@ use crate::ids::*;
 use crate::limits::*;
 use crate::rejection::Rejection;
 use crate::reply::{Alarm, Applied, InvoiceStatus, Reply, WaiterAnswer};
+use crate::sabotaged;
 use crate::table::Table;
 use audit::{AuditRecord, CHAIN_START, What};
 use audit_log::AuditLog;
@@ -213,9 +214,18 @@ impl Ledger {
                 Early::Keep(_) | Early::Later => {}
             }
         }
-        self.advance(stamp.proposed());
+        let proposed = match sabotaged!(ElapsedAddedToNow) {
+            false => stamp.proposed(),
+            true => time_before.plus(stamp.elapsed_ms),
+        };
+        if !sabotaged!(DeadlineFromOldTime) {
+            self.advance(proposed);
+        }
         for (nth, session) in kept {
             results[nth] = Some(Ok(self.extend_session(session)));
+        }
+        if sabotaged!(DeadlineFromOldTime) {
+            self.advance(proposed);
         }
         self.expire();
         for (nth, (actor, command)) in batch.iter().enumerate() {
@@ -312,6 +322,9 @@ impl Ledger {
         token: FencingToken,
         number: Option<AttemptNumber>,
     ) {
+        if matches!(what, What::Acquired { .. }) && sabotaged!(AuditRecordSkipped on node 2) {
+            return;
+        }
         let key = match (&self.scalars.ledger_id, number, invoice) {
             (Some(ledger), Some(number), Some(invoice)) => Some(IdempotencyKey {
                 ledger: ledger.clone(),

@@ -109,7 +109,9 @@ impl Ledger {
             FencingToken::NONE,
             None,
         );
-        self.jump_tokens();
+        if !sabotaged!(TokensKeptAtRestore) {
+            self.jump_tokens();
+        }
         self.scalars.charges_allowed = false;
         self.scalars.grants_from = self.scalars.now.plus(self.config.ttl_max.get());
         let mut sessions: Vec<SessionId> = self.sessions.values().map(|open| open.id).collect();

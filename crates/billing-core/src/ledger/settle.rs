@@ -72,7 +72,12 @@ impl Ledger {
         {
             return Err(refused);
         }
-        self.check_token(invoice, settle.token)?;
+        let decline = matches!(settle.outcome, Outcome::Declined { .. });
+        match self.check_token(invoice, settle.token) {
+            Err(_) if sabotaged!(NoTokenCheckAtSettle) => {}
+            Err(_) if decline && sabotaged!(StaleDeclineTaken) => {}
+            checked => checked?,
+        }
         let attempt = invoice.live().ok_or_else(|| Rejection::NoOpenAttempt {
             invoice: id.clone(),
         })?;
@@ -118,12 +123,17 @@ impl Ledger {
                 }
             }
             Outcome::LookedUp(_) => {
-                let lease = invoice
-                    .lease
-                    .as_ref()
-                    .map(|lease| (lease.granted_at, lease.granted_wall));
-                let counts =
-                    lease.filter(|(at, granted_wall)| attempt.look_up_counts(*at, *granted_wall));
+                let lease =
+                    invoice
+                        .lease
+                        .as_ref()
+                        .map(|lease| match sabotaged!(OldLookUpBelieved) {
+                            false => (lease.granted_at, lease.granted_wall),
+                            true => (now, wall),
+                        });
+                let counts = lease.filter(|(at, granted_wall)| {
+                    attempt.look_up_counts(*at, *granted_wall) || sabotaged!(EarlyLookUpBelieved)
+                });
                 let what = What::LookedUpNone {
                     counts: counts.is_some(),
                 };

@@ -10,6 +10,7 @@ use crate::currency::Currency;
 use crate::ids::*;
 use crate::rejection::Rejection;
 use crate::reply::{AttemptState, InvoiceStatus, ReviewReason};
+use crate::sabotaged;
 use crate::table::{Named, spread};
 
 /// One worker process's liveness.
@@ -378,6 +379,9 @@ impl Attempt {
     /// Either clock forbids a send.
     pub fn send_within_ms(&self, now: ClusterTime, wall: WallTime) -> u64 {
         match self.state {
+            AttemptState::Open if sabotaged!(NotAfterInClusterTimeAlone) => {
+                now.ms_until(self.not_after)
+            }
             AttemptState::Open => now
                 .ms_until(self.not_after)
                 .min(wall.ms_until(self.not_after_wall)),

@@ -218,7 +218,11 @@ impl Ledger {
         if invoice.lease.is_some() {
             None
         } else {
-            invoice.queue.first().map(|(_, waiter)| waiter.clone())
+            let first = match sabotaged!(WaitersServedBackwards) {
+                false => invoice.queue.first(),
+                true => invoice.queue.iter().last(),
+            };
+            first.map(|(_, waiter)| waiter.clone())
         }
     }
 
