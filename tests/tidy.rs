@@ -14,7 +14,8 @@ const FILE_LINES_MAX: usize = 900;
 const ARROWS: [(&str, &[&str]); 12] = [
     ("billing-core", &[]),
     ("billing-env", &[]),
-    ("billing-store", &["billing-env"]),
+    // The core for its switches alone, in a sabotaged build (`the_switches_of_a_sabotage_are_off_and_all_in_use`).
+    ("billing-store", &["billing-core", "billing-env"]),
     (
         "billing-server",
         &[
@@ -322,5 +323,54 @@ fn simulation_features_are_enabled_by_no_shipped_manifest() -> anyhow::Result<()
         }
     }
     assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    Ok(())
+}
+
+/// A sabotage that stands nowhere would be a canary that sings for nothing; one in a build that somebody gets would cost money.
+#[test]
+fn the_switches_of_a_sabotage_are_off_and_all_in_use() -> anyhow::Result<()> {
+    let switches = Path::new("billing-core").join("src").join("sabotage.rs");
+    let crates_folder = Path::new(ROOT).join("crates");
+    let declared: BTreeSet<String> = fs::read_to_string(crates_folder.join(&switches))?
+        .lines()
+        .filter_map(|line| line.trim().strip_suffix("\",")?.split_once(" = \""))
+        .map(|(which, _)| which.to_owned())
+        .collect();
+    assert!(declared.len() >= 20, "too few to believe: {declared:?}");
+    let mut used = BTreeSet::new();
+    let mut wrong = Vec::new();
+    for name in crates()? {
+        for path in sources(&crates_folder.join(&name).join("src"))? {
+            if path.ends_with(&switches) {
+                continue;
+            }
+            let text = fs::read_to_string(&path)?;
+            let places = text
+                .lines()
+                .filter(|line| !line.trim_start().starts_with("//"))
+                .flat_map(|line| line.split("sabotaged!(").skip(1))
+                .filter_map(|place| place.split([')', ' ']).next());
+            used.extend(
+                places
+                    .filter(|which| !which.starts_with('$'))
+                    .map(str::to_owned),
+            );
+        }
+        let manifest = fs::read_to_string(crates_folder.join(&name).join("Cargo.toml"))?;
+        let manifest: toml::Table = manifest.parse()?;
+        let features = manifest.get("features").and_then(|table| table.as_table());
+        for (feature, enables) in features.into_iter().flatten() {
+            if feature != "sabotage" && enables.to_string().contains("sabotage") {
+                wrong.push(format!("{name} has sabotage in its feature {feature}"));
+            }
+        }
+        let store_knows_core = name == "billing-store"
+            && manifest["dependencies"]["billing-core"].get("optional") != Some(&true.into());
+        if store_knows_core {
+            wrong.push("billing-store knows billing-core in every build".to_owned());
+        }
+    }
+    assert!(wrong.is_empty(), "{}", wrong.join("\n"));
+    assert_eq!(used, declared, "used on the left, declared on the right");
     Ok(())
 }

@@ -138,8 +138,8 @@ mod switch {
         VoteNotPersisted = "vote-not-persisted",
         /// What is appended is acknowledged before it is durable.
         AcknowledgedBeforeFlush = "acknowledged-before-flush",
-        /// A failed sync of the log counts as one that succeeded.
-        FailedSyncIgnored = "failed-sync-ignored",
+        /// What the disk refused to write or to sync is acknowledged, and the node goes on.
+        FailedWriteIgnored = "failed-write-ignored",
         /// Nobody compares the log and the vote with what the `high` file says.
         HighIgnored = "high-ignored",
         /// A snapshot counts before it is synced.

@@ -211,7 +211,9 @@ fn the_last_object_wins() {
 
 #[test]
 fn a_requeue_forgets_the_open_attempt() {
-    breaks(Sabotage::RequeueWhileOpen, "
+    breaks(
+        Sabotage::RequeueWhileOpen,
+        "
          0s  op submits inv-7                 => submitted
          0s  ana acquires inv-7 for 5s        => token 1
          0s  ana begins inv-7 with token 1 valid 10s flight 5s => L.1.inv-7 within 10000 ms
@@ -219,7 +221,8 @@ fn a_requeue_forgets_the_open_attempt() {
         15s  op requeues inv-7                => PENDING
         16s  ben acquires inv-7 for 60s       => token 2
         16s  ben begins inv-7 with token 2    => L.2.inv-7 within 3600000 ms
-    ");
+    ",
+    );
 }
 
 #[test]

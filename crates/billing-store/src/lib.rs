@@ -3,6 +3,20 @@
 //! Knows bytes and indexes. Never knows what an entry means, who leads, or what an invoice is; nothing outside of this crate
 //! names sled. There is one trait for the log, [`LogDisk`], and one for snapshots, [`SnapshotStore`]; a [`Disk`] is the pair.
 
+/// Whether the rule that stands here is to be broken: never, but in a build that knows billing-core's switches.
+#[cfg(not(feature = "sabotage"))]
+macro_rules! sabotaged {
+    ($which:ident) => {
+        false
+    };
+}
+#[cfg(feature = "sabotage")]
+macro_rules! sabotaged {
+    ($which:ident) => {
+        billing_core::sabotaged!($which)
+    };
+}
+
 mod codec;
 mod error;
 mod figures;

@@ -265,7 +265,9 @@ impl<F: Files> Inner<F> {
             "readers find the end by its length"
         );
         self.files.append(&mut writing.handle, &end)?;
-        self.files.sync(&writing.handle)?;
+        if !sabotaged!(SnapshotNotSynced) {
+            self.files.sync(&writing.handle)?;
+        }
         self.files.rename(&temporary_name(id), &file_name(id))?;
         self.files.sync_folder()?;
         Ok(SnapshotInfo {

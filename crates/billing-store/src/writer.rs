@@ -132,7 +132,13 @@ impl<M: Medium> Writer<M> {
                 return Err(error);
             }
         }
-        self.commit_log().await?;
+        if sabotaged!(AcknowledgedBeforeFlush) {
+            self.complete();
+        }
+        match self.commit_log().await {
+            Err(_) if sabotaged!(FailedWriteIgnored) => {}
+            committed => committed?,
+        }
         if closed {
             self.medium.close()?;
         }
