@@ -4,6 +4,7 @@
 
 use std::{future::Future, time::Duration};
 
+use billing_core::sabotaged;
 use billing_env::{BootTime, Clock, MonoTime};
 use billing_proto::{Failure, status::not_applied};
 use tonic::{Code, Response, Status, transport::Channel};
@@ -239,6 +240,10 @@ impl Client {
             } = attempt(node.clone(), patience).await;
             let failure = match result {
                 Ok(value) => {
+                    let (sent_at, first_sent_at) = match sabotaged!(DeadlineFromReply) {
+                        false => (sent_at, first_sent_at),
+                        true => (clock.boottime(), clock.boottime()),
+                    };
                     return Ok(Answered {
                         value,
                         sent_at,

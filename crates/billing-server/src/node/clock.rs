@@ -4,7 +4,7 @@
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use billing_core::{ClusterTime, Stamp, WallTime};
+use billing_core::{ClusterTime, Stamp, WallTime, sabotaged};
 use billing_env::{Clock, MonoTime};
 use tokio::sync::watch;
 
@@ -20,7 +20,7 @@ struct Base {
 
 /// The time of this node as a leader.
 pub struct LeaderClock {
-    node: u64,
+    pub node: u64,
     clock: Arc<dyn Clock>,
     base: Mutex<Option<Base>>,
     /// Which leadership has a base; wakes the proposer.
@@ -51,7 +51,9 @@ impl LeaderClock {
             return;
         }
         let mut base = self.base();
-        if base.is_none_or(|base| base.leadership != leadership) {
+        if base.is_none_or(|base| base.leadership != leadership)
+            || sabotaged!(BaseRetakenAtEachApply)
+        {
             *base = Some(Base {
                 leadership,
                 time,

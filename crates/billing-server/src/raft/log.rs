@@ -7,6 +7,7 @@ use std::io;
 use std::ops::{Bound, Range, RangeBounds};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use billing_core::sabotaged;
 use billing_store::{LogDisk, StoreError};
 use bytes::Bytes;
 use futures::Stream;
@@ -370,6 +371,13 @@ impl RaftLogStorage<TypeConfig> for LogStore {
             }
         }
         let last = self.disk.state().map_err(|error| self.failed(error))?.last;
+        let through = match last {
+            Some(last) if last > through.index && sabotaged!(PurgeBeyondSnapshot) => LogId {
+                index: last - 1,
+                ..through
+            },
+            Some(_) | None => through,
+        };
         if last <= Some(through.index) {
             // Behind an installed snapshot: what is appended next follows it, so this comes first. And it is one step.
             let marker = codec::encode("purge marker", &through)?;

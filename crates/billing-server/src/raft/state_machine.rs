@@ -123,6 +123,8 @@ impl StateMachine {
                 }
                 EntryPayload::Normal(proposal) => {
                     let batch = &proposal.0;
+                    #[cfg(feature = "sabotage")]
+                    billing_core::sabotage::replica_is(self.replica.clock.node);
                     let applied = state.ledger.apply(batch.stamp, &batch.commands);
                     for alarm in &applied.alarms {
                         tracing::error!(
