@@ -8,8 +8,8 @@ mod objects;
 use std::time::Duration;
 
 use billing_core::{
-    Bill, Charged, DeclineCode, Detail, Finality, IdempotencyKey, InvoiceStatus, ObjectId,
-    Outcome as Said, Rejection, Terms, WallTime,
+    AttemptNumber, Bill, Charged, DeclineCode, Detail, Finality, IdempotencyKey, InvoiceStatus,
+    ObjectId, Outcome as Said, Rejection, Terms, WallTime, sabotaged,
 };
 use billing_env::{BootTime, Env};
 use billing_proto::Failure;
@@ -219,16 +219,17 @@ impl Gate {
             () if profile.single_use_object => Finality::Object,
             () if profile.sticky_declines => Finality::Sticky,
             () if sends == 1 && !job.attempt.taken_over => Finality::SoleSend,
+            () if !job.attempt.taken_over && sabotaged!(SoleSendOfMany) => Finality::SoleSend,
             () => Finality::None,
         }
     }
 
     /// The check, made on a connection that stands already.
     fn may_send<L: LedgerPort, H: Hold>(&self, job: &Job<'_, L, H>) -> Result<(), Known> {
-        if !job.hold.stands() {
+        if !job.hold.stands() && !sabotaged!(GateWithoutLeaseCheck) {
             return Err(Known::LeaseLost);
         }
-        if self.env.clock.boottime() >= job.send_until {
+        if self.env.clock.boottime() >= job.send_until && !sabotaged!(GateWithoutNotAfter) {
             // Too late for this key: we add nothing to what was there to be seen.
             return Err(Known::Nothing);
         }
@@ -349,6 +350,20 @@ impl Gate {
         self.env.pauses.reach("before_settle").await;
         let key = &job.attempt.key;
         let invoice = &job.bill.invoice;
+        let known = match known {
+            Known::Unclear(why) if sabotaged!(SilenceTakenForDecline) => {
+                let (retryable, finality) = (true, self.finality(job, 1));
+                match DeclineCode::new("no_answer") {
+                    Ok(code) => Known::Declined {
+                        code,
+                        retryable,
+                        finality,
+                    },
+                    Err(_) => Known::Unclear(why),
+                }
+            }
+            known => known,
+        };
         match known {
             Known::Charged(charged) => self.settle_charged(job, charged).await,
             Known::ChargedTwice { first, others } => {
@@ -458,7 +473,9 @@ impl Gate {
         tries_max: u32,
     ) -> Result<InvoiceStatus, Failure> {
         let mut tries = 0;
+        let mut other_key = None; // No gate but a broken one has it.
         loop {
+            let key = other_key.as_ref().unwrap_or(key);
             let failure = match job
                 .ledger
                 .settle(&job.bill.invoice, job.hold.token(), key, said.clone())
@@ -471,6 +488,15 @@ impl Gate {
             tries += 1;
             if tries >= tries_max {
                 return Err(failure);
+            }
+            if sabotaged!(SettleRetriedUnderNewKey)
+                && matches!(failure, Failure::Unknown(_))
+                && let Ok(number) = AttemptNumber::new(u64::from(key.number.get()) + 1)
+            {
+                other_key = Some(IdempotencyKey {
+                    number,
+                    ..key.clone()
+                });
             }
             self.env.clock.sleep(back_off(tries)).await;
         }
