@@ -7,10 +7,15 @@ SHIPPED := -p billing-server -p billingctl -p billing-worker -p billing-sandbox 
 DATA ?= data
 INVOICES ?= 10000
 BENCH ?= all
-SCENARIO ?= smoke
+SCENARIO ?= swarm
 SEED ?= 1
+SEEDS ?= 40
+FIRST_SEED ?= 1
+# Quick, and every assertion on; the one with broken rules lives in a folder of its own.
+SIM_BUILD := $(CARGO) build --quiet --locked --profile sim -p billing-sim
+SABOTAGE_BUILD := $(SIM_BUILD) --features sabotage --target-dir target/sabotage
 
-.PHONY: help build check fix test demo cluster bench bench-peers bench-crowd bench-failover bench-join etcd sim-one clean
+.PHONY: help build check fix test demo cluster bench bench-peers bench-crowd bench-failover bench-join etcd sim sim-one sim-twice sim-kept sim-canary clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -64,8 +69,31 @@ etcd: ## etcd from Debian's packages, for make bench-peers; not started
 	elif command -v apt-get >/dev/null; then RUNLEVEL=1 apt-get install -y --no-install-recommends etcd-server; \
 	else echo "no apt-get here: put an etcd binary on the PATH" >&2; exit 1; fi
 
-sim-one: ## one simulated run, repeatable: SEED=3053 SCENARIO=smoke
-	$(CARGO) run --quiet --locked -p billing-sim -- '$(SCENARIO)' --seed '$(SEED)'
+sim: sim-binary ## many seeds of everything at once: SEEDS=40 FIRST_SEED=1 SCENARIO=swarm; RESUME=FILE goes on where it was broken off
+	@target/sim/billing-sim sweep --scenario '$(SCENARIO)' --seeds '$(SEEDS)' --first-seed '$(FIRST_SEED)' $(if $(RESUME),--resume '$(RESUME)')
+
+sim-one: ## one simulated run, repeatable: SEED=3053 SCENARIO=swarm (-v as ARGS=-v shows every event)
+ifdef SABOTAGE
+	@$(SABOTAGE_BUILD)
+	@target/sabotage/sim/billing-sim run '$(SCENARIO)' --seed '$(SEED)' --sabotage '$(SABOTAGE)' $(ARGS)
+else
+	@$(SIM_BUILD)
+	@target/sim/billing-sim run '$(SCENARIO)' --seed '$(SEED)' $(ARGS)
+endif
+
+sim-twice: sim-binary ## each seed in two processes: the same trace, byte by byte?
+	@target/sim/billing-sim twice --scenario '$(SCENARIO)' --seeds '$(if $(filter command line,$(origin SEEDS)),$(SEEDS),4)' --first-seed '$(FIRST_SEED)'
+
+sim-kept: sim-binary ## every seed that ever failed (tests/seeds.txt)
+	@target/sim/billing-sim kept
+
+sim-canary: ## rules broken on purpose: is each noticed, and by what? (SEARCH=20 looks for seeds that are not recorded)
+	@$(SABOTAGE_BUILD)
+	@target/sabotage/sim/billing-sim canary $(if $(SEARCH),--search '$(SEARCH)') $(ARGS)
+
+.PHONY: sim-binary
+sim-binary:
+	@$(SIM_BUILD)
 
 clean: ## remove what was built; never the data
 	$(CARGO) clean

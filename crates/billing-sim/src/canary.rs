@@ -1,6 +1,7 @@
 //! Decides whether the alarms ring: each rule that can be broken on purpose is broken, and a named property must notice, under
 //! a recorded seed. Where none is recorded yet, it searches for one.
 
+#[cfg(feature = "sabotage")]
 use std::collections::BTreeMap;
 use std::path::PathBuf;
 
@@ -51,7 +52,6 @@ pub fn break_rule(rule: &str) -> Result<()> {
 impl Canary {
     #[cfg(not(feature = "sabotage"))]
     pub fn run(&self) -> Result<bool> {
-        let _: &BTreeMap<(), ()> = &BTreeMap::new();
         bail!(NOT_BUILT)
     }
 
@@ -69,7 +69,10 @@ impl Canary {
                 Some(known) => self.again(rule, known)?,
                 None if self.search > 0 => self.search(rule)?,
                 None => {
-                    println!("{rule:<34} MISSED  no seed is recorded in {}", self.file.display());
+                    println!(
+                        "{rule:<34} MISSED  no seed is recorded in {}",
+                        self.file.display()
+                    );
                     false
                 }
             };
@@ -89,7 +92,13 @@ impl Canary {
         for (number, line) in text.lines().enumerate() {
             let words = line.split('#').next().unwrap_or_default();
             let words: Vec<&str> = words.split_whitespace().collect();
-            let wrong = || format!("{} line {}: not RULE SCENARIO SEED PROPERTY", self.file.display(), number + 1);
+            let wrong = || {
+                format!(
+                    "{} line {}: not RULE SCENARIO SEED PROPERTY",
+                    self.file.display(),
+                    number + 1
+                )
+            };
             match words[..] {
                 [] => {}
                 [rule, scenario, seed, property] => {
@@ -128,7 +137,11 @@ impl Canary {
         let caught = whole && noticed.as_deref() == Some(&known.property);
         let verdict = if caught { "caught" } else { "MISSED" };
         let noticed = noticed.unwrap_or_else(|| "nothing".to_owned());
-        let unbroken = if whole { "" } else { " and without the sabotage it fails too" };
+        let unbroken = if whole {
+            ""
+        } else {
+            " and without the sabotage it fails too"
+        };
         println!(
             "{rule:<34} {verdict}  property={noticed} scenario={} seed={} seeds=1{unbroken}",
             known.scenario, known.seed

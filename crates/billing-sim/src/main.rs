@@ -144,7 +144,10 @@ fn one(run: &Run) -> ExitCode {
     if let Some(path) = &run.trace {
         let written = timeline::write_trace(&world, path);
         if let Err(error) = written {
-            eprintln!("billing-sim: the trace cannot be written to {}: {error}", path.display());
+            eprintln!(
+                "billing-sim: the trace cannot be written to {}: {error}",
+                path.display()
+            );
             return ExitCode::from(2);
         }
     }

@@ -64,6 +64,8 @@ pub struct Promises {
     pub sticky: bool,
     /// No clock runs faster or slower than clients and nodes allow for.
     pub clocks_keep_drift: bool,
+    /// Nothing comes between a gate's check and its send for long.
+    pub sends_are_prompt: bool,
     pub valid_for: Duration,
     pub in_flight_max: Duration,
 }
@@ -146,6 +148,7 @@ pub fn promises(provider: Provider) -> Promises {
         one_charge: true,
         sticky: provider.sticky(),
         clocks_keep_drift: true,
+        sends_are_prompt: provider != Provider::Objects,
         valid_for: VALID_FOR,
         in_flight_max: IN_FLIGHT_MAX,
     }

@@ -19,6 +19,16 @@ pub struct Act {
     pub who: String,
 }
 
+/// What moves money, as it reached the provider.
+#[derive(Debug, Clone)]
+pub struct Send {
+    pub at: Duration,
+    /// The machine that sent it.
+    pub from: String,
+    /// The ledger's key, without the gate's suffix.
+    pub key: String,
+}
+
 /// What a client was told has happened. It must be in the audit log in the end.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Promise {
@@ -97,6 +107,7 @@ struct Inner {
     trace: Trace,
     now: Duration,
     acts: Vec<Act>,
+    sends: Vec<Send>,
     promises: BTreeMap<InvoiceId, Vec<(Duration, Promise)>>,
     calls: Vec<Call>,
     single_requests: BTreeSet<SessionId>,
@@ -146,6 +157,21 @@ impl Record {
     /// Those since the last time.
     pub fn take_acts(&self) -> Vec<Act> {
         std::mem::take(&mut self.inner().acts)
+    }
+
+    pub fn sent(&self, from: &str, key: &str) {
+        let at = self.now();
+        let send = Send {
+            at,
+            from: from.to_owned(),
+            key: key.to_owned(),
+        };
+        self.inner().sends.push(send);
+    }
+
+    /// Those since the last time.
+    pub fn take_sends(&self) -> Vec<Send> {
+        std::mem::take(&mut self.inner().sends)
     }
 
     pub fn promise(&self, invoice: &InvoiceId, promise: Promise) {

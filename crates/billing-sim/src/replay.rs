@@ -2,6 +2,7 @@
 //! which object was recorded. Written from the design, not from the ledger, so that the two can disagree.
 
 use std::collections::BTreeMap;
+use std::time::Duration;
 
 use billing_core::{
     AuditRecord, ClusterTime, IdempotencyKey, InvoiceId, ObjectId, SessionId, What,
@@ -41,6 +42,8 @@ pub struct Invoice {
 /// One record, and what stood before it.
 pub struct Step<'a> {
     pub record: &'a AuditRecord,
+    /// In true time, when the first node was seen to have applied it.
+    pub seen: Duration,
     pub before: &'a Invoice,
     pub token_last: u64,
     pub charges_allowed: bool,
@@ -59,7 +62,12 @@ impl Replay {
     }
 
     /// Shows the record together with what stood before it, then moves on.
-    pub fn step<T>(&mut self, record: &AuditRecord, look: impl FnOnce(&Step<'_>) -> T) -> T {
+    pub fn step<T>(
+        &mut self,
+        record: &AuditRecord,
+        seen: Duration,
+        look: impl FnOnce(&Step<'_>) -> T,
+    ) -> T {
         let nothing = Invoice::default();
         let before = match &record.invoice {
             Some(id) => self.invoices.get(id).unwrap_or(&nothing),
@@ -67,6 +75,7 @@ impl Replay {
         };
         let looked = look(&Step {
             record,
+            seen,
             before,
             token_last: self.token_last,
             charges_allowed: self.charges_allowed,

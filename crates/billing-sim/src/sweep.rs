@@ -33,6 +33,7 @@ impl Ended {
     }
 
     /// The property that was broken.
+    #[cfg(feature = "sabotage")]
     pub fn broken(&self) -> Option<&str> {
         self.said
             .lines()
@@ -162,8 +163,12 @@ impl Sweep {
             Some(path) => read_done(path, &self.scenario)?,
             None => BTreeMap::new(),
         };
-        let seeds: Vec<u64> = (self.first_seed..self.first_seed.saturating_add(self.seeds)).collect();
-        let left = seeds.iter().copied().filter(|seed| !done.contains_key(seed));
+        let seeds: Vec<u64> =
+            (self.first_seed..self.first_seed.saturating_add(self.seeds)).collect();
+        let left = seeds
+            .iter()
+            .copied()
+            .filter(|seed| !done.contains_key(seed));
         let jobs = left.map(|seed| Job {
             scenario: self.scenario.clone(),
             seed,
@@ -183,7 +188,9 @@ impl Sweep {
                 eprintln!("{}", end.said.trim_end());
                 failed.push(end.seed);
             }
-            if shown.elapsed() >= PROGRESS_EVERY || (std::io::stderr().is_terminal() && ran % 4 == 0) {
+            if shown.elapsed() >= PROGRESS_EVERY
+                || (std::io::stderr().is_terminal() && ran % 4 == 0)
+            {
                 shown = Instant::now();
                 progress(ran, seeds.len() - done.len(), failed.len(), began.elapsed());
             }
@@ -200,7 +207,11 @@ impl Sweep {
             simulated.as_secs_f64() / wall,
             wall,
             failed.len(),
-            if failed.is_empty() { String::new() } else { format!(" failed={failed:?}") }
+            if failed.is_empty() {
+                String::new()
+            } else {
+                format!(" failed={failed:?}")
+            }
         );
         Ok(failed.is_empty())
     }
@@ -211,7 +222,10 @@ fn progress(ran: u64, of: usize, failed: usize, since: Duration) {
     let mut err = std::io::stderr();
     let end = if err.is_terminal() { "\r" } else { "\n" };
     // Progress that cannot be shown is no reason to stop.
-    let _ = write!(err, "{ran} of {of} seeds, {failed} failed, about {left:.0} s left   {end}");
+    let _ = write!(
+        err,
+        "{ran} of {of} seeds, {failed} failed, about {left:.0} s left   {end}"
+    );
 }
 
 fn read_done(path: &Path, scenario: &str) -> Result<BTreeMap<u64, Duration>> {
@@ -221,7 +235,10 @@ fn read_done(path: &Path, scenario: &str) -> Result<BTreeMap<u64, Duration>> {
         Err(error) => bail!("cannot read {}: {error}", path.display()),
     };
     let mut done = BTreeMap::new();
-    for line in text.lines().filter(|line| value(line, "scenario") == Some(scenario)) {
+    for line in text
+        .lines()
+        .filter(|line| value(line, "scenario") == Some(scenario))
+    {
         let seed = value(line, "seed").and_then(|seed| seed.parse().ok());
         let ms = value(line, "simulated_ms").and_then(|ms| ms.parse().ok());
         // A line that a break-off cut short is a seed that is run again.
@@ -276,11 +293,18 @@ impl Twice {
             let (one, other) = (one.context("a trace")?, other.context("a trace")?);
             ensure!(!one.is_empty(), "seed {seed} left an empty trace");
             if one == other {
-                println!("scenario={} seed={seed} bytes={} same=true", self.scenario, one.len());
+                println!(
+                    "scenario={} seed={seed} bytes={} same=true",
+                    self.scenario,
+                    one.len()
+                );
                 continue;
             }
             same = false;
-            let (one, other) = (String::from_utf8_lossy(&one), String::from_utf8_lossy(&other));
+            let (one, other) = (
+                String::from_utf8_lossy(&one),
+                String::from_utf8_lossy(&other),
+            );
             let differing = one.lines().zip(other.lines()).find(|(a, b)| a != b);
             println!(
                 "scenario={} seed={seed} same=false\n  {}\n  {}",
@@ -311,11 +335,19 @@ impl Kept {
             let (scenario, seed) = match words[..] {
                 [] => continue,
                 [scenario, seed] => (scenario, seed.parse()),
-                _ => bail!("{} line {}: not SCENARIO SEED", self.file.display(), number + 1),
+                _ => bail!(
+                    "{} line {}: not SCENARIO SEED",
+                    self.file.display(),
+                    number + 1
+                ),
             };
             let known = scenarios::ALL.iter().any(|known| known.name == scenario);
             let (true, Ok(seed)) = (known, seed) else {
-                bail!("{} line {}: no such scenario, or no number", self.file.display(), number + 1);
+                bail!(
+                    "{} line {}: no such scenario, or no number",
+                    self.file.display(),
+                    number + 1
+                );
             };
             jobs.push(Job {
                 scenario: scenario.to_owned(),

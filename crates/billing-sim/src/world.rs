@@ -327,6 +327,7 @@ impl World {
             );
         }
         let acts = self.record.take_acts();
+        let sends = self.record.take_sends();
         let books = self
             .looks
             .is_multiple_of(BOOKS_EVERY)
@@ -336,6 +337,7 @@ impl World {
             nodes: &nodes,
             applied: &applied,
             acts: &acts,
+            sends: &sends,
             books: books.as_ref(),
             promises: &self.promises,
         };
@@ -362,7 +364,7 @@ impl World {
                 continue;
             }
             let (properties, promises) = (&mut self.properties, &self.promises);
-            self.replay.step(&record, |step| {
+            self.replay.step(&record, now, |step| {
                 for property in properties.iter_mut() {
                     judged(property.name(), property.step(step, promises))?;
                 }

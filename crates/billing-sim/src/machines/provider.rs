@@ -116,6 +116,10 @@ impl Tap {
             name.eq_ignore_ascii_case("idempotency-key")
                 .then(|| value.trim())
         });
+        // What moves money goes under this suffix (DESIGN §2).
+        if let Some(key) = key.and_then(|key| key.strip_suffix(":confirm")) {
+            self.record.sent(&self.from, key);
+        }
         let invoice = form_value(body, "metadata%5Binvoice_id%5D").unwrap_or_default();
         self.record.note(format_args!(
             "provider hears {} from {} key={} {invoice}",

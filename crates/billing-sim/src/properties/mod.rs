@@ -15,6 +15,7 @@ pub mod one_holder;
 pub mod one_open_attempt;
 pub mod replicas_agree;
 pub mod same_request_same_answer;
+pub mod sends_in_time;
 pub mod stale_token_refused;
 pub mod tokens_grow;
 
@@ -27,7 +28,7 @@ use billing_server::raft::StateHash;
 
 use crate::machines::provider::Books;
 use crate::profile::Promises;
-use crate::record::{Act, Record};
+use crate::record::{Act, Record, Send};
 use crate::replay::{Replay, Step};
 use crate::world::Seen;
 
@@ -65,6 +66,8 @@ pub struct Moment<'a> {
     /// The records that each node applied since the last moment. After a start it begins again.
     pub applied: &'a [(u64, Vec<AuditRecord>)],
     pub acts: &'a [Act],
+    /// What moves money, as it reached the provider since the last moment.
+    pub sends: &'a [Send],
     /// Now and then.
     pub books: Option<&'a Books>,
     /// What the provider and the clocks of this world keep.
@@ -114,6 +117,7 @@ pub fn all() -> Vec<Box<dyn Property>> {
         Box::new(one_open_attempt::OneOpenAttempt),
         Box::new(stale_token_refused::StaleTokenRefused),
         Box::new(doubt_needs_evidence::DoubtNeedsEvidence),
+        Box::new(sends_in_time::SendsInTime::default()),
         Box::new(one_charge::OneCharge),
         Box::new(acked_survives::AckedSurvives),
         Box::new(same_request_same_answer::SameRequestSameAnswer),

@@ -126,7 +126,11 @@ impl Submissions {
                 };
                 let (invoice, amount) = (format!("inv-{}", self.number), 100 + self.number);
                 world.invoices.insert(invoice.clone(), amount);
-                bills.push(bill(invoice, CUSTOMERS[usize::try_from(customer)?].0, amount));
+                bills.push(bill(
+                    invoice,
+                    CUSTOMERS[usize::try_from(customer)?].0,
+                    amount,
+                ));
             }
         }
         submit(world, bills)
