@@ -99,7 +99,7 @@ impl Send {
     };
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Phase {
     /// PENDING, PROCESSING, CHARGING or IN_DOUBT, by lease and attempt.
     Ready,
@@ -108,7 +108,7 @@ pub enum Phase {
     Failed,
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Attempt {
     Unused,
     Open,
@@ -119,7 +119,7 @@ pub enum Attempt {
 }
 
 /// The replicated record of the invoice.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Ledger {
     pub phase: Phase,
     pub attempts: [Attempt; NUMBERS],
@@ -167,7 +167,7 @@ impl Ledger {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Object {
     Absent,
     Confirmable,
@@ -176,7 +176,7 @@ pub enum Object {
 }
 
 /// What the provider answers under a key that it remembers.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub enum Memory {
     Nothing,
     /// First used by this opening.
@@ -184,7 +184,7 @@ pub enum Memory {
     No(u8),
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub struct State {
     pub ledger: Ledger,
     pub backup: Option<Ledger>,
@@ -282,6 +282,7 @@ impl State {
         same
     }
 
+    /// Objects get the names in which the ledger, the backup and the create keys mention them; the others keep their order.
     fn rename_objects(&mut self) {
         let backup = self.backup.map_or(NONE, |backup| backup.object);
         let named = [self.ledger.object, backup].into_iter().chain(self.creates);
@@ -289,17 +290,23 @@ impl State {
             .chain(0..OBJECTS as u8)
             .filter(|object| *object != NONE);
         let mut names = [NONE; OBJECTS];
-        let mut objects = self.objects;
         let mut next = 0;
         for object in all {
             let name = &mut names[usize::from(object)];
             if *name == NONE {
                 *name = next;
-                objects[usize::from(next)] = self.objects[usize::from(object)];
                 next += 1;
             }
         }
-        self.objects = objects;
+        self.rename(names);
+    }
+
+    /// Gives each object another name: `names` holds each of them once.
+    pub fn rename(&mut self, names: [u8; OBJECTS]) {
+        let objects = self.objects;
+        for (object, name) in names.iter().enumerate() {
+            self.objects[usize::from(*name)] = objects[object];
+        }
         let rename = |object: &mut u8| {
             if *object != NONE {
                 *object = names[usize::from(*object)];

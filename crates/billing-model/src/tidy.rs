@@ -8,6 +8,7 @@ use crate::state::{
 };
 
 impl Money {
+    /// The state without what can have no effect any more.
     pub fn tidy(&self, state: &mut State) {
         for at in 0..state.workers.len() {
             let who = state.workers[at];
@@ -67,7 +68,7 @@ impl Money {
             if live.is_none() || !counts {
                 ledger.taken = false;
             }
-            if live.is_none() {
+            if live.is_none() || self.config.timeless() {
                 ledger.fresh = false;
                 ledger.cluster = stage::OPEN;
             }
