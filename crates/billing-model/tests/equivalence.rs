@@ -143,6 +143,8 @@ fn a_restore() {
     ] {
         check(Config {
             second_gates: false,
+            restarts: false,
+            people: false,
             ..small(name, 2, 0)
         });
     }

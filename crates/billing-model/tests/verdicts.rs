@@ -53,13 +53,15 @@ fn names_are_unique_and_slow_ones_exist() {
     assert!(SLOW.iter().all(|name| names.contains(name)));
 }
 
+/// What makes a charge double must be the missing rule: with all rules in place each profile is safe.
 #[test]
-fn every_rule_is_left_out_somewhere_and_kept_where_it_is_safe_without_none() {
-    for config in SEARCHES.iter().filter(|config| config.name.contains('/')) {
-        let known = SEARCHES.iter().any(|base| {
-            base.expected == Expected::Safe && config.name.split('/').next() == Some(base.name)
-        });
-        assert!(known, "{} has no profile that is safe", config.name);
+fn every_profile_has_a_safe_search() {
+    for config in SEARCHES {
+        let profile = config.name.split('/').next();
+        let safe = SEARCHES
+            .iter()
+            .any(|base| base.expected == Expected::Safe && profile == Some(base.name));
+        assert!(safe, "{} has no profile that is safe", config.name);
     }
 }
 
