@@ -1,7 +1,7 @@
 //! Tells a step to people. Decides nothing.
 
 use crate::model::{Money, Step};
-use crate::state::{Attempt, Doing, Memory, NONE, NUMBERS, Phase, Send, State, number_of, stage};
+use crate::state::{Attempt, Memory, NONE, NUMBERS, Object, Phase, Send, State, number_of, stage};
 
 impl Money {
     /// The step in words, as it is seen from outside.
@@ -82,7 +82,8 @@ impl Money {
                 } else {
                     format!(", a confirmation of object {}", object(sent.object))
                 };
-                let late = if before.stages[usize::from(sent.opening)] == stage::OPEN {
+                let in_time = before.stages[usize::from(sent.opening)] == stage::OPEN;
+                let late = if in_time || self.config.timeless() {
                     ""
                 } else {
                     ", after not_after"
@@ -97,35 +98,18 @@ impl Money {
                 "{} gives up waiting; its request is still on the way",
                 who(worker)
             ),
-            Step::Answer(worker, _) => {
-                let heard = match then(worker).doing {
-                    Doing::HeardNo => "a decline",
-                    Doing::Doubt => "an error",
-                    _ if before.charges < after.charges => "CHARGED",
-                    _ if doing(worker).current
-                        && then(worker).doing == Doing::Idle
-                        && before.memory[self.key_of(doing(worker).opening)] == Memory::Nothing
-                        && before.charges == after.charges =>
-                    {
-                        "a decline, too late for anybody"
-                    }
-                    _ => "what was answered before",
-                };
+            Step::Answer(worker, approves) => {
+                let opening = doing(worker).opening;
+                let came = self.came(before, after, (opening, doing(worker).object), approves);
                 format!(
-                    "the provider answers {}'s {}: {heard}",
+                    "the provider answers {}'s {}: {came}",
                     who(worker),
-                    key(doing(worker).opening)
+                    key(opening)
                 )
             }
             Step::Land(which, approves) => {
                 let send: Send = before.loose[usize::from(which)];
-                let came = if before.charges < after.charges {
-                    "CHARGED"
-                } else if approves {
-                    "answered as before"
-                } else {
-                    "declined"
-                };
+                let came = self.came(before, after, (send.opening, send.object), approves);
                 format!(
                     "a request under {} arrives, whose sender is gone: {came}",
                     key(send.opening)
@@ -198,6 +182,26 @@ impl Money {
             Step::CreateForgotten(at) => {
                 format!("the provider forgets what {} created", key(at))
             }
+        }
+    }
+
+    /// What became of a request, by opening and object.
+    fn came(
+        &self,
+        before: &State,
+        after: &State,
+        (opening, object): (u8, u8),
+        approves: bool,
+    ) -> &'static str {
+        let object = (object != NONE).then(|| before.objects[usize::from(object)]);
+        match (before.memory[self.key_of(opening)], object) {
+            (Memory::Yes(_), _) => "charged, as before",
+            (Memory::No(_), _) => "a decline, as before",
+            (Memory::Nothing, _) if after.charges > before.charges => "CHARGED",
+            (Memory::Nothing, Some(Object::Succeeded)) => "charged already",
+            (Memory::Nothing, Some(Object::Cancelled | Object::Absent)) => "an error",
+            (Memory::Nothing, Some(Object::Confirmable) | None) if approves => "nothing",
+            (Memory::Nothing, Some(Object::Confirmable) | None) => "a decline",
         }
     }
 
