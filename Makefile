@@ -15,11 +15,7 @@ FIRST_SEED ?= 1
 SIM_BUILD := $(CARGO) build --quiet --locked --profile sim -p billing-sim
 SABOTAGE_BUILD := $(SIM_BUILD) --features sabotage --target-dir target/sabotage
 
-<<<<<<< HEAD
-.PHONY: help build check fix test demo cluster bench bench-peers bench-crowd bench-failover bench-join etcd sim sim-one sim-twice sim-kept sim-canary clean
-=======
-.PHONY: help build check fix test demo cluster bench bench-peers bench-crowd bench-failover bench-join etcd sim-one model clean
->>>>>>> 3b4ef02 (model: what a search does not tell apart is checked to make no difference; make model)
+.PHONY: help build check fix test demo cluster bench bench-peers bench-crowd bench-failover bench-join etcd sim sim-one sim-twice sim-kept sim-canary model clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)

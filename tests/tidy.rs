@@ -14,13 +14,9 @@ const FILE_LINES_MAX: usize = 900;
 const ARROWS: [(&str, &[&str]); 13] = [
     ("billing-core", &[]),
     ("billing-env", &[]),
-<<<<<<< HEAD
     // The core for its switches alone, in a sabotaged build (`the_switches_of_a_sabotage_are_off_and_all_in_use`).
     ("billing-store", &["billing-core", "billing-env"]),
-=======
     ("billing-model", &[]),
-    ("billing-store", &["billing-env"]),
->>>>>>> 3b4ef02 (model: what a search does not tell apart is checked to make no difference; make model)
     (
         "billing-server",
         &[
