@@ -71,6 +71,8 @@ const ARROWS: [(&str, &[&str]); 13] = [
         "billing-bench",
         &["billing-client", "billing-demo", "billing-proto"],
     ),
+    // For tests alone: nobody names it but in [dev-dependencies].
+    ("billing-fuzz", &[]),
     (
         "billing-sim",
         &[

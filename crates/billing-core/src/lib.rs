@@ -8,6 +8,8 @@ mod table;
 
 pub mod command;
 pub mod currency;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod ids;
 pub mod ledger;
 pub mod limits;
