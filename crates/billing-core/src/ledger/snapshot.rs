@@ -21,6 +21,8 @@ const FORMAT: u16 = 3;
 const PAGE_BYTES: usize = 64 * 1_024; // A part is closed behind the record that reaches it.
 const PART_BYTES_MAX: u32 = 256 << 20; // No record of bounded fields comes near it: more is damage, not data.
 
+const AUDIT_FIRST_MAX: u64 = 1 << 62; // A million records a second reach it in 146,000 years; beyond it, indexes would run out.
+
 /// Why bytes did not become a ledger.
 #[derive(Debug, thiserror::Error)]
 pub enum BadSnapshot {
@@ -260,7 +262,9 @@ impl Loading {
         ledger.paused = head.paused;
         // Whole chunks are dropped, so the oldest kept record opens one.
         let before = head.audit_first.checked_sub(1);
-        if before.is_none_or(|before| !before.is_multiple_of(AUDIT_CHUNK_RECORDS as u64)) {
+        let opens_chunk =
+            before.is_some_and(|before| before.is_multiple_of(AUDIT_CHUNK_RECORDS as u64));
+        if !opens_chunk || head.audit_first > AUDIT_FIRST_MAX {
             return Err(torn(format!(
                 "its audit log begins at {}",
                 head.audit_first
@@ -407,5 +411,41 @@ impl Loading {
             return Err(BadSnapshot::Hash);
         }
         Ok(ledger)
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::command::Bootstrap;
+
+    /// Found by reading: the index of a record beyond the largest number. No ledger comes near it, and bytes may say anything.
+    #[test]
+    fn an_audit_log_at_the_end_of_all_indexes_is_refused() {
+        let ledger = Ledger::new(Config::default());
+        let head = Head {
+            config: ledger.config.clone(),
+            scalars: ledger.scalars.clone(),
+            paused: BTreeMap::new(),
+            audit_first: u64::MAX - AUDIT_CHUNK_RECORDS as u64 + 2,
+            audit_anchor: ChainHash::default(),
+        };
+        let mut one = Ledger::new(Config::default());
+        let bootstrap = Command::Bootstrap(Bootstrap {
+            ledger_id: LedgerId::new("L").expect("an id"),
+            no_prior_charges: true,
+        });
+        let actor = Actor::new("tester").expect("a name");
+        one.apply(Stamp::default(), &[(actor, bootstrap)]);
+        let record: Vec<u8> = one.audit.packed().flatten().copied().collect();
+        assert!(!record.is_empty());
+        let mut bytes = FORMAT.to_le_bytes().to_vec();
+        let head = postcard::to_stdvec(&head).expect("packed");
+        write_part(&mut bytes, Kind::Head, &head).expect("written");
+        let records = record.repeat(2 * AUDIT_CHUNK_RECORDS);
+        write_part(&mut bytes, Kind::Audit, &records).expect("written");
+        write_part(&mut bytes, Kind::End, &[0; 32]).expect("written");
+        let refused = Ledger::read_from(&mut bytes.as_slice()).map(|_| ());
+        assert!(matches!(refused, Err(BadSnapshot::Torn(_))), "{refused:?}");
     }
 }
