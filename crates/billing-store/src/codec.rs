@@ -273,11 +273,21 @@ pub(crate) fn is_large(bytes: usize) -> bool {
 
 /// A large entry in parts, each with its key.
 pub(crate) fn split(seed: Seed, before: Link, entry: &Entry) -> (PackRef, Vec<Record>) {
+    split_by(PART_BYTES, seed, before, entry)
+}
+
+/// The same in smaller parts, which are read alike.
+pub(crate) fn split_by(
+    part_bytes: usize,
+    seed: Seed,
+    before: Link,
+    entry: &Entry,
+) -> (PackRef, Vec<Record>) {
     let after = before.then(entry.index, &entry.bytes);
-    let parts = entry.bytes.len().div_ceil(PART_BYTES) as u32;
+    let parts = entry.bytes.len().div_ceil(part_bytes) as u32;
     let records = entry
         .bytes
-        .chunks(PART_BYTES)
+        .chunks(part_bytes)
         .enumerate()
         .map(|(part, chunk)| {
             let part = part as u32;

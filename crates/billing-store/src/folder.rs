@@ -33,7 +33,7 @@ const LOST_AND_FOUND: &str = "lost+found";
 
 /// These twelve bytes and their checksum stay as they are in every later format, so that any binary can tell the version.
 const MAGIC: &[u8; 8] = b"BILLINGD";
-const PREFIX_BYTES: usize = 16;
+pub(crate) const PREFIX_BYTES: usize = 16;
 
 /// Released when dropped, or when the process ends in whatever way.
 pub(crate) struct FolderLock {
@@ -88,7 +88,7 @@ pub(crate) fn seed(identity: &Identity) -> Seed {
     Seed(crc32c::crc32c(&body(identity)))
 }
 
-fn encode(identity: &Identity) -> Vec<u8> {
+pub(crate) fn encode(identity: &Identity) -> Vec<u8> {
     let mut file = Vec::new();
     file.extend_from_slice(MAGIC);
     file.extend_from_slice(&FORMAT.to_le_bytes());
@@ -103,7 +103,7 @@ fn encode(identity: &Identity) -> Vec<u8> {
 }
 
 /// Whose folder it is, and of which format.
-fn decode(path: &Path, file: &[u8]) -> Result<(Identity, u32), StoreError> {
+pub(crate) fn decode(path: &Path, file: &[u8]) -> Result<(Identity, u32), StoreError> {
     let where_ = path.display().to_string();
     let damaged = |what: &str| StoreError::damaged(where_.clone(), what);
     let (prefix, record) = file

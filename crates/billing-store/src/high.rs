@@ -28,7 +28,7 @@ pub(crate) struct High {
     pub vote: Option<Bytes>,
 }
 
-fn key(slot: usize) -> [u8; 5] {
+pub(crate) fn key(slot: usize) -> [u8; 5] {
     [b'h', b'i', b'g', b'h', slot as u8]
 }
 

@@ -44,7 +44,7 @@ const _: () = assert!(JOURNAL_BYTES.is_multiple_of(SECTOR_BYTES));
 const KEY_RECORD: &[u8] = b"journal";
 const ENVELOPE_BYTES: usize = 6;
 /// Envelope, epoch, sequence, length of the body.
-const RECORD_HEAD_BYTES: usize = ENVELOPE_BYTES + 8 + 8 + 4;
+pub(crate) const RECORD_HEAD_BYTES: usize = ENVELOPE_BYTES + 8 + 8 + 4;
 const REMOVE: u8 = 0;
 const PUT: u8 = 1;
 
@@ -54,7 +54,7 @@ fn slot_key(slot: usize) -> [u8; 12] {
     key
 }
 
-fn encode_slot(seed: Seed, slot: usize, epoch: u64, bytes: u64) -> Vec<u8> {
+pub(crate) fn encode_slot(seed: Seed, slot: usize, epoch: u64, bytes: u64) -> Vec<u8> {
     let mut record = codec::begin(KIND_JOURNAL_HEAD);
     record.extend_from_slice(&VERSION.to_le_bytes());
     record.extend_from_slice(&epoch.to_le_bytes());
@@ -72,7 +72,7 @@ fn record_bytes(batch: &Batch) -> usize {
     RECORD_HEAD_BYTES + 4 + changes.sum::<usize>()
 }
 
-fn encode(seed: Seed, epoch: u64, sequence: u64, batch: &Batch) -> Vec<u8> {
+pub(crate) fn encode(seed: Seed, epoch: u64, sequence: u64, batch: &Batch) -> Vec<u8> {
     let bytes = record_bytes(batch);
     let mut record = Vec::with_capacity(bytes);
     record.extend_from_slice(&codec::begin(KIND_JOURNAL_RECORD));
@@ -93,7 +93,7 @@ fn encode(seed: Seed, epoch: u64, sequence: u64, batch: &Batch) -> Vec<u8> {
     codec::seal(seed, KEY_RECORD, record)
 }
 
-fn decode_batch(body: &[u8]) -> Option<Batch> {
+pub(crate) fn decode_batch(body: &[u8]) -> Option<Batch> {
     let mut fields = Fields(body);
     let mut batch = Batch::new();
     for _ in 0..fields.u32()? {
@@ -254,6 +254,38 @@ fn replayable(
         place += SECTOR_BYTES;
     }
     Ok(batches)
+}
+
+/// What a file with these contents says: its epoch, and what is to be replayed.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read(
+    seed: Seed,
+    contents: &[u8],
+    where_: &str,
+) -> Result<(u64, Vec<Batch>), StoreError> {
+    let (epoch, _) = choose(seed, contents, where_)?;
+    Ok((epoch, replayable(seed, contents, epoch, where_)?))
+}
+
+/// Puts the checksum right of what begins at `at`, a slot or a record.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn put_right(seed: Seed, contents: &mut [u8], at: usize) {
+    let slot = (0..SLOTS).find(|slot| at == *slot * SLOT_STRIDE as usize);
+    let bytes = match slot {
+        Some(_) => Some(SLOT_BYTES),
+        None => contents
+            .get(at + RECORD_HEAD_BYTES - 4..at + RECORD_HEAD_BYTES)
+            .and_then(|length| Fields(length).u32())
+            .map(|length| RECORD_HEAD_BYTES + length as usize),
+    };
+    let record = bytes.and_then(|bytes| contents.get_mut(at..at.checked_add(bytes)?));
+    if let Some(record) = record {
+        let sealed = match slot {
+            Some(slot) => codec::seal(seed, &slot_key(slot), record.to_vec()),
+            None => codec::seal(seed, KEY_RECORD, record.to_vec()),
+        };
+        record.copy_from_slice(&sealed);
+    }
 }
 
 /// Makes an empty journal, or an emptied one. Its entry in the folder is not durable before the folder is synced.

@@ -23,6 +23,8 @@ mod figures;
 mod files;
 mod folder;
 mod front;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod high;
 mod journal;
 mod load;

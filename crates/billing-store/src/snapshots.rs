@@ -43,11 +43,11 @@ fn frame(record: &[u8]) -> Vec<u8> {
     frame
 }
 
-fn file_name(id: SnapshotId) -> String {
+pub(crate) fn file_name(id: SnapshotId) -> String {
     format!("{id}{SUFFIX}")
 }
 
-fn parse_name(name: &str) -> Option<SnapshotId> {
+pub(crate) fn parse_name(name: &str) -> Option<SnapshotId> {
     let (index, serial) = name.strip_suffix(SUFFIX)?.split_once('-')?;
     let id = SnapshotId {
         index: index.parse().ok()?,
@@ -546,5 +546,67 @@ impl<F: Files> SnapshotReader for ChunkReader<F> {
             self.reading = Some(reading);
             Ok(chunk)
         })
+    }
+}
+
+/// A snapshot file as the writer lays it, of chunks as long as they are given.
+#[cfg(test)]
+pub(crate) fn write_whole(seed: Seed, id: SnapshotId, meta: &[u8], chunks: &[Vec<u8>]) -> Vec<u8> {
+    let mut head = codec::begin(KIND_SNAPSHOT);
+    head.extend_from_slice(&id.index.to_le_bytes());
+    head.extend_from_slice(&id.serial.to_le_bytes());
+    head.extend_from_slice(&(meta.len() as u32).to_le_bytes());
+    head.extend_from_slice(meta);
+    let mut file = frame(&codec::seal(seed, KEY_HEAD, head));
+    for (number, chunk) in chunks.iter().enumerate() {
+        let key = chunk_key(id, number as u64);
+        file.extend(frame(&codec::seal_body(
+            seed,
+            &key,
+            KIND_SNAPSHOT_CHUNK,
+            chunk,
+        )));
+    }
+    let contents = chunks.concat();
+    let mut end = codec::begin(KIND_SNAPSHOT_END);
+    end.extend_from_slice(&(contents.len() as u64).to_le_bytes());
+    end.extend_from_slice(&id.index.to_le_bytes());
+    end.extend_from_slice(&crc32c::crc32c(&contents).to_le_bytes());
+    file.extend(frame(&codec::seal(seed, KEY_END, end)));
+    file
+}
+
+/// Meta and contents of a snapshot, read to its end.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn read_whole<F: Files>(
+    store: &Snapshots<F>,
+    id: SnapshotId,
+) -> Result<(Bytes, Vec<u8>), StoreError> {
+    let mut reading = store.inner.open(id)?;
+    let mut contents = Vec::new();
+    while let Some(chunk) = store.inner.read_chunk(&mut reading)? {
+        contents.extend_from_slice(&chunk);
+    }
+    Ok((reading.info.meta, contents))
+}
+
+/// Puts the checksum of every frame right, as far as there are frames.
+#[cfg(any(test, fuzzing))]
+pub(crate) fn put_right(seed: Seed, id: SnapshotId, file: &mut [u8]) {
+    let (mut at, mut nth) = (0, 0);
+    while let Some(length) = file.get(at..at + 4).and_then(|head| Fields(head).u32()) {
+        let end = (at + 4).saturating_add(length as usize);
+        let last = end == file.len();
+        let Some(record) = file.get_mut(at + 4..end).filter(|record| record.len() > 6) else {
+            return;
+        };
+        let key = match nth {
+            0 => KEY_HEAD.to_vec(),
+            _ if last => KEY_END.to_vec(),
+            nth => chunk_key(id, nth - 1),
+        };
+        let sealed = codec::seal(seed, &key, record.to_vec());
+        record.copy_from_slice(&sealed);
+        (at, nth) = (end, nth + 1);
     }
 }
