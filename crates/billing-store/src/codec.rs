@@ -166,6 +166,10 @@ impl<'a> Fields<'a> {
     pub(crate) fn u64(&mut self) -> Option<u64> {
         self.bytes(8)?.try_into().ok().map(u64::from_le_bytes)
     }
+    /// A number from which somebody counts on, so that the largest of all was never written: behind it there is none.
+    pub(crate) fn counted(&mut self) -> Option<u64> {
+        self.u64().filter(|number| *number < u64::MAX)
+    }
     /// The rest, behind its length; `None` unless it ends exactly there.
     pub(crate) fn last(&mut self) -> Option<&'a [u8]> {
         let count = self.u32()? as usize;
@@ -410,6 +414,7 @@ fn unpack_parts(
         let this = (before, after, parts, total);
         if stored_index != index
             || stored_part != part
+            || parts == 0
             || *shape.get_or_insert(this) != this
             || total > ENTRY_BYTES_MAX as u64
         {
@@ -440,7 +445,7 @@ fn unpack_parts(
 
 fn pack_head(fields: &mut Fields<'_>) -> Option<(u64, Link, Link, u32)> {
     Some((
-        fields.u64()?,
+        fields.counted()?,
         Link(fields.u32()?),
         Link(fields.u32()?),
         fields.u32()?,
@@ -449,7 +454,7 @@ fn pack_head(fields: &mut Fields<'_>) -> Option<(u64, Link, Link, u32)> {
 
 fn part_head(fields: &mut Fields<'_>) -> Option<(u64, Link, Link, u32, u32, u64)> {
     Some((
-        fields.u64()?,
+        fields.counted()?,
         Link(fields.u32()?),
         Link(fields.u32()?),
         fields.u32()?,

@@ -51,10 +51,10 @@ impl High {
 
     fn decode(body: &[u8]) -> Option<Self> {
         let mut fields = Fields(body);
-        let sequence = fields.u64()?;
+        let sequence = fields.counted()?;
         let reaches = fields.u8()? == 1;
-        let reach = (fields.u64()?, Link(fields.u32()?));
-        let vote_sequence = fields.u64()?;
+        let reach = (fields.counted()?, Link(fields.u32()?));
+        let vote_sequence = fields.counted()?;
         let voted = fields.u8()? == 1;
         let length = fields.u32()? as usize;
         let vote = Bytes::copy_from_slice(fields.bytes(length)?);
@@ -91,7 +91,7 @@ pub(crate) fn choose(
             }
         };
         let high =
-            High::decode(body).ok_or_else(|| StoreError::damaged(where_, "a slot is cut short"))?;
+            High::decode(body).ok_or_else(|| StoreError::damaged(where_, "a slot is misshapen"))?;
         if newest
             .as_ref()
             .is_none_or(|(other, _)| other.sequence < high.sequence)

@@ -184,9 +184,9 @@ fn choose(seed: Seed, contents: &[u8], where_: &str) -> Result<(u64, usize), Sto
             }
         };
         let mut fields = Fields(body);
-        let parsed = (|| Some((fields.u32()?, fields.u64()?, fields.u64()?)))();
+        let parsed = (|| Some((fields.u32()?, fields.counted()?, fields.u64()?)))();
         let (version, epoch, bytes) =
-            parsed.ok_or_else(|| StoreError::damaged(where_, "a slot is cut short"))?;
+            parsed.ok_or_else(|| StoreError::damaged(where_, "a slot is misshapen"))?;
         if version > VERSION {
             return Err(StoreError::NewerFormat {
                 where_: where_.to_owned(),

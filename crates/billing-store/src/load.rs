@@ -61,7 +61,7 @@ fn read_purged(
         name,
     )?);
     let parsed = (|| {
-        let (index, link) = (fields.u64()?, Link(fields.u32()?));
+        let (index, link) = (fields.counted()?, Link(fields.u32()?));
         Some((
             Purged {
                 index,
@@ -72,7 +72,7 @@ fn read_purged(
     })();
     parsed
         .map(Some)
-        .ok_or_else(|| StoreError::damaged(name, "the purge point is cut short"))
+        .ok_or_else(|| StoreError::damaged(name, "the purge point is misshapen"))
 }
 
 fn read_vote(
@@ -90,8 +90,13 @@ fn read_vote(
         &record,
         name,
     )?);
-    let parsed = (|| Some((fields.u64()?, Some(Bytes::copy_from_slice(fields.last()?)))))();
-    parsed.ok_or_else(|| StoreError::damaged(name, "the vote is cut short"))
+    let parsed = (|| {
+        Some((
+            fields.counted()?,
+            Some(Bytes::copy_from_slice(fields.last()?)),
+        ))
+    })();
+    parsed.ok_or_else(|| StoreError::damaged(name, "the vote is misshapen"))
 }
 
 /// Reads and verifies all there is.

@@ -262,8 +262,8 @@ fn a_high_file_says_one_of_its_slots_or_nothing() {
     });
     decoder("store_high_right").check(|bytes| drop(high(bytes, Seal::Right)));
     let vote = option::of(vec(any::<u8>(), 0..crate::VOTE_BYTES_MAX).prop_map(Bytes::from));
-    let reach = option::of((any::<u64>(), any::<u32>().prop_map(Link)));
-    let values = (any::<u64>(), reach, any::<u64>(), vote, 0..SLOTS);
+    let reach = option::of((0..u64::MAX, any::<u32>().prop_map(Link)));
+    let values = (0..u64::MAX, reach, 0..u64::MAX, vote, 0..SLOTS);
     holds(
         "store_highs",
         values,
