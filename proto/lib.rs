@@ -3,6 +3,8 @@
 
 pub mod backup;
 pub mod convert;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod rejection;
 pub mod request;
 pub mod restore;

@@ -28,7 +28,7 @@ fn key() -> Result<IdempotencyKey, OutOfBounds> {
 }
 
 /// One of each; a test below fails when one is missing.
-fn every_rejection() -> Result<Vec<Rejection>, OutOfBounds> {
+pub(crate) fn every_rejection() -> Result<Vec<Rejection>, OutOfBounds> {
     let invoice = inv("inv-7")?;
     let session = SessionId::new([7; 16]);
     let (number, token) = (AttemptNumber::new(3)?, FencingToken(41));
