@@ -510,7 +510,7 @@ fn back_off(tries: u32) -> Duration {
 }
 
 /// What a person reads in the ledger: no control characters, and within its bound.
-fn readable(text: &str) -> String {
+pub(crate) fn readable(text: &str) -> String {
     text.chars()
         .map(|letter| if letter.is_control() { ' ' } else { letter })
         .take(200)

@@ -4,6 +4,8 @@
 
 mod client;
 mod config;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod gate;
 mod http;
 mod outcome;

@@ -7,6 +7,8 @@ mod cards;
 mod error;
 mod faults;
 mod form;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod journal;
 mod keys;
 mod objects;

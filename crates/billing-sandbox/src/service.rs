@@ -493,7 +493,7 @@ impl Inner {
 }
 
 /// The test key of Basic (`-u sk_test_...:`) or Bearer authentication; it names the account that keys belong to.
-fn test_key(headers: &HeaderMap) -> Result<String, ApiError> {
+pub(crate) fn test_key(headers: &HeaderMap) -> Result<String, ApiError> {
     let header = headers
         .get(AUTHORIZATION)
         .and_then(|value| value.to_str().ok())

@@ -6,6 +6,8 @@
 pub mod cli;
 pub mod config;
 pub mod exit;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 pub mod join;
 pub mod node;
 pub mod process;

@@ -1,6 +1,8 @@
 //! Reads the table of payers: one line per customer, in CSV. Every mistake is named with its line.
 
 use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read;
 use std::path::Path;
 
 use billing_core::CustomerId;
@@ -24,17 +26,25 @@ const COLUMNS: [&str; 3] = ["customer_id", "provider_customer", "payment_method"
 /// Reads a CSV file with the columns customer_id, provider_customer (may be empty) and payment_method.
 pub fn read(path: &Path) -> Result<Payers, PayersError> {
     let shown = path.display().to_string();
-    let malformed = |what| PayersError::Malformed {
+    let file = File::open(path).map_err(|error| PayersError::Malformed {
         path: shown.clone(),
+        what: error.into(),
+    })?;
+    table(file, &shown)
+}
+
+/// `shown` names the file in errors.
+fn table(from: impl Read, shown: &str) -> Result<Payers, PayersError> {
+    let malformed = |what| PayersError::Malformed {
+        path: shown.to_owned(),
         what,
     };
     let mut reader = csv::ReaderBuilder::new()
         .trim(csv::Trim::All)
-        .from_path(path)
-        .map_err(malformed)?;
+        .from_reader(from);
     let headers = reader.headers().map_err(malformed)?.clone();
     let wrong = |line: u64, what: String| PayersError::Line {
-        path: shown.clone(),
+        path: shown.to_owned(),
         line,
         what,
     };
@@ -72,7 +82,53 @@ pub fn read(path: &Path) -> Result<Payers, PayersError> {
 
 #[cfg(test)]
 mod tests {
+    use billing_fuzz::{Decoder, Memory};
+
     use super::*;
+
+    /// Every customer who is listed has a payment method, and nobody is listed under a name that is none.
+    fn payers(bytes: &[u8]) {
+        match table(bytes, "fuzzed") {
+            Ok(Payers::Listed(listed)) => {
+                assert!(
+                    listed
+                        .values()
+                        .all(|payer| !payer.payment_method.is_empty())
+                );
+            }
+            Ok(Payers::Everyone(_)) => panic!("a table is no rule for all"),
+            Err(error) => assert!(!error.to_string().is_empty()),
+        }
+    }
+
+    #[test]
+    fn a_table_of_payers_is_taken_or_refused() {
+        let head = "customer_id,provider_customer,payment_method\n";
+        let seeds = [
+            format!("{head}ana,cus_1,pm_1\nben,,pm_card_visa\n"),
+            format!("{head}\"eve\",\"cus,2\",\" pm \"\r\n"),
+        ]
+        .map(String::into_bytes);
+        let decoder = Decoder {
+            name: "worker_payers",
+            seeds: &seeds,
+            words: &[
+                b",",
+                b"\n",
+                b"\r",
+                b"\"",
+                b"\"\"",
+                b"\xef\xbb\xbf",
+                b"\xff",
+                b"ana",
+            ],
+            memory: Memory {
+                fixed: 64 * 1024,
+                per_byte: 64,
+            },
+        };
+        decoder.check(payers);
+    }
 
     #[test]
     fn a_table_of_payers_is_read_and_its_mistakes_are_named() {

@@ -289,6 +289,15 @@ impl<'de> de::VariantAccess<'de> for Variant<'_, 'de> {
     }
 }
 
+/// The canonical bytes of one record of each shape.
+#[cfg(test)]
+pub(crate) fn every_kind() -> Vec<Vec<u8>> {
+    tests::kinds()
+        .into_iter()
+        .map(|what| tests::record_of(what, Some("inv-7")).canonical())
+        .collect()
+}
+
 #[cfg(test)]
 mod tests {
     use billing_core::{
@@ -298,7 +307,7 @@ mod tests {
 
     use super::*;
 
-    fn record_of(what: What, invoice: Option<&str>) -> AuditRecord {
+    pub(super) fn record_of(what: What, invoice: Option<&str>) -> AuditRecord {
         AuditRecord {
             index: 7,
             at: ClusterTime(1_000),
@@ -317,7 +326,7 @@ mod tests {
     }
 
     /// One of each shape: bare, with texts, numbers, flags, ids, options, and enums inside.
-    fn kinds() -> Vec<What> {
+    pub(super) fn kinds() -> Vec<What> {
         let session = SessionId::new([0xab; 16]);
         vec![
             What::Begun,

@@ -9,6 +9,8 @@ mod cluster;
 mod commands;
 mod doctor;
 mod failure;
+#[cfg(any(test, fuzzing))]
+pub mod fuzz;
 mod invoices;
 mod output;
 mod progress;

@@ -232,7 +232,7 @@ fn path_segment(id: &str) -> String {
 }
 
 /// The one place where bytes become a meaning. `object`: whose answer this must be.
-fn read(
+pub(crate) fn read(
     heard: Result<HttpAnswer, Silence>,
     object: Option<&ObjectId>,
     charge: &ChargeParams,

@@ -42,11 +42,11 @@ impl fmt::Debug for FolderId {
 }
 
 #[derive(Debug, Clone, Serialize, Deserialize)]
-struct Record {
-    own: FolderId,
-    vote: Option<Vote>,
+pub(crate) struct Record {
+    pub(crate) own: FolderId,
+    pub(crate) vote: Option<Vote>,
     /// The other members' folders. This node's own stands there too from when all of them were known to know it.
-    known: BTreeMap<u64, FolderId>,
+    pub(crate) known: BTreeMap<u64, FolderId>,
 }
 
 /// Clones share the record.

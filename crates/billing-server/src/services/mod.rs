@@ -10,10 +10,10 @@ mod cluster;
 mod invoice;
 mod lease;
 mod membership;
-mod page;
+pub(crate) mod page;
 mod pipeline;
 mod watch;
-mod who;
+pub(crate) mod who;
 
 use std::future::Future;
 use std::sync::Arc;
