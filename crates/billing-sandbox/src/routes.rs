@@ -343,13 +343,13 @@ fn search(
         };
         // The value is the last quoted part; a field may hold quotes too.
         let (field, value) = clause.trim().split_once(':').ok_or_else(malformed)?;
-        let value = value.trim();
-        let quoted = value.len() >= 2 && (value.starts_with('\'') || value.starts_with('"'));
+        let quoted = ['\'', '"'].into_iter().find_map(|quote| {
+            let opened = value.trim().strip_prefix(quote)?;
+            opened.strip_suffix(quote)
+        });
         let known = matches!(field, "customer" | "status") || metadata_key(field).is_some();
-        if !quoted || !known {
-            return Err(malformed());
-        }
-        clauses.push((field.to_owned(), unescaped(&value[1..value.len() - 1])));
+        let value = quoted.filter(|_| known).ok_or_else(malformed)?;
+        clauses.push((field.to_owned(), unescaped(value)));
     }
     let lag = u64::try_from(context.search_lag.as_nanos()).unwrap_or(u64::MAX);
     let Some(visible_until) = context.now.mono.0.checked_sub(lag).map(MonoTime) else {
