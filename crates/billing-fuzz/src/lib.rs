@@ -163,7 +163,17 @@ impl Decoder<'_> {
             let ((), peak) = peak_of(|| look(seed));
             assert!(peak > 0 || seed.is_empty(), "seed {nth} was not looked at");
         }
-        kept(self.name).iter().for_each(|bytes| look(bytes));
+        for bytes in kept(self.name) {
+            let looked = panic::catch_unwind(panic::AssertUnwindSafe(|| look(&bytes)));
+            looked.unwrap_or_else(|said| {
+                eprintln!(
+                    "{} broken again by what is kept: {}",
+                    self.name,
+                    hex(&bytes)
+                );
+                panic::resume_unwind(said)
+            });
+        }
         let mut runner = runner(self.name);
         let cases = runner.config().cases;
         let outcome = quietly(|| {

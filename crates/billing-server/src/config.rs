@@ -16,6 +16,9 @@ use crate::join::Plan;
 
 pub const NODES_MAX: usize = crate::node::bounds::VOTERS_MAX;
 pub const HEARTBEAT_MIN: Duration = Duration::from_millis(10);
+pub const HEARTBEAT_MAX: Duration = Duration::from_secs(60);
+/// Longer, and a cluster without its leader would seem to be gone.
+pub const ELECTION_TIMEOUT_MAX: Duration = Duration::from_secs(600);
 pub const SHUTDOWN_GRACE_MAX: Duration = Duration::from_secs(600);
 pub const SNAPSHOT_EVERY_MIN: u64 = 100;
 pub const WORKER_THREADS_MAX: u32 = 64;
@@ -581,8 +584,8 @@ impl Config {
         self.check_peers()?;
         within(
             "heartbeat",
-            self.heartbeat >= HEARTBEAT_MIN,
-            format!("at least {}", span(&HEARTBEAT_MIN)),
+            (HEARTBEAT_MIN..=HEARTBEAT_MAX).contains(&self.heartbeat),
+            format!("{} to {}", span(&HEARTBEAT_MIN), span(&HEARTBEAT_MAX)),
         )?;
         within(
             "election_timeout_min",
@@ -594,6 +597,11 @@ impl Config {
             self.election_timeout_max > self.election_timeout_min,
             "must be longer than election_timeout_min, or two candidates tie again and again"
                 .into(),
+        )?;
+        within(
+            "election_timeout_max",
+            self.election_timeout_max <= ELECTION_TIMEOUT_MAX,
+            format!("at most {}", span(&ELECTION_TIMEOUT_MAX)),
         )?;
         within(
             "shutdown_grace",
