@@ -75,7 +75,8 @@ impl Reading {
                 Ok(None) => return Ok(None),
                 Ok(Some(message)) => {
                     let record = message.record.ok_or_else(|| missing("record"))?;
-                    self.from_index = record.index + 1;
+                    // Whatever a node says: behind the last of all indexes there is none.
+                    self.from_index = record.index.saturating_add(1);
                     self.left = self.left.map(|left| left.saturating_sub(1));
                     self.breaks = 0;
                     return Ok(Some(record));

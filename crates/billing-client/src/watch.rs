@@ -66,7 +66,8 @@ impl Watched {
     #[must_use]
     pub fn next_index(&self) -> u64 {
         match self {
-            Watched::Event(event) => event.index + 1,
+            // Whatever a node says: behind the last of all indexes there is none.
+            Watched::Event(event) => event.index.saturating_add(1),
             Watched::Progress { next_index } => *next_index,
         }
     }
@@ -135,7 +136,7 @@ impl Watch {
             match message {
                 Some(Ok(Some(message))) => match message.part {
                     Some(Part::Event(event)) => {
-                        self.next_index = event.index + 1;
+                        self.next_index = event.index.saturating_add(1);
                         return Ok(Watched::Event(event));
                     }
                     Some(Part::Progress(progress)) => {
@@ -177,5 +178,19 @@ impl Watch {
         }
         self.client.inner.env.clock.sleep(REOPEN_AFTER).await;
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn an_event_at_the_end_of_all_indexes_is_followed_by_none() {
+        let last = v1::LeaseEvent {
+            index: u64::MAX,
+            ..Default::default()
+        };
+        assert_eq!(Watched::Event(last).next_index(), u64::MAX);
     }
 }
