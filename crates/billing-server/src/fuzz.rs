@@ -19,7 +19,7 @@ use crate::node::greet::{Greeted, Greeting};
 use crate::node::membership::{Change, Word};
 use crate::node::proposer::Answer;
 use crate::raft::codec;
-use crate::raft::folders::{FolderId, Record};
+use crate::raft::folders::Record;
 use crate::raft::links::Introduction;
 use crate::raft::snapshot::{Description, SnapshotHeader};
 use crate::raft::types::{Entry, LogId, TypeConfig};
@@ -155,6 +155,7 @@ mod tests {
     use openraft::EntryPayload;
 
     use super::*;
+    use crate::raft::folders::FolderId;
     use crate::raft::types::{self, Batch, LeaderId, Membership, Proposal, SnapshotMeta, Vote};
 
     /// serde makes room for up to a MiB of items on the word of a length, and some of these lie in each other.
@@ -382,6 +383,36 @@ mod tests {
         ledger_id = \"demo\"\nheartbeat = \"250ms\"\nelection_timeout_min = \"1s\"\nelection_timeout_max = \"1300ms\"\n\
         snapshot_every = 20000\nshutdown_grace = \"10s\"\ncalls_max = 8192\nconnections_max = 4096\nworker_threads = 1\n\
         insecure = false\nlog = \"info,billing_server=debug\"\nlog_format = \"json\"\n";
+
+    #[test]
+    fn the_largest_batch_fits_into_a_message_and_no_message_takes_much_memory() {
+        use billing_core::limits::{TEXT_BYTES_MAX, TTL_MS_MAX, WAIT_MS_MAX};
+        use billing_proto::{request::ITEMS_MAX, v1};
+        use prost::Message;
+
+        use crate::serve::MESSAGE_BYTES_MAX;
+
+        let full = v1::AcquireLeaseRequest {
+            invoice_id: "i".repeat(TEXT_BYTES_MAX),
+            holder: "h".repeat(TEXT_BYTES_MAX),
+            ttl_ms: TTL_MS_MAX,
+            session_id: vec![1; 16],
+            seq: u64::MAX,
+            done_below: u64::MAX,
+            request_id: vec![1; 16],
+            wait_ms: WAIT_MS_MAX,
+        };
+        let batch = v1::AcquireLeasesRequest {
+            items: vec![full; ITEMS_MAX],
+        };
+        let room = MESSAGE_BYTES_MAX - batch.encoded_len();
+        assert!(room > 64 * 1024, "a Pipeline adds its tag: {room}");
+        // Two bytes each.
+        let empty = b"\x0a\0".repeat(MESSAGE_BYTES_MAX / 2);
+        let (read, peak) = billing_fuzz::peak_of(|| v1::AcquireLeasesRequest::decode(&*empty));
+        assert!(read.is_ok_and(|read| read.items.len() == MESSAGE_BYTES_MAX / 2));
+        assert!(peak < 64 << 20, "{peak} bytes for one message");
+    }
 
     /// What clap and toml hold of their own, and twice the file.
     const SETTINGS: Memory = Memory {
