@@ -72,6 +72,15 @@ fn spelled<T: FromStr + Display>(text: &str) {
     }
 }
 
+/// Each of them, under its name.
+pub const BODIES: &[(&str, fn(&[u8]))] = &[
+    ("core_ledger", |bytes| {
+        ledger(bytes);
+    }),
+    ("core_packed", packed),
+    ("core_ids", ids),
+];
+
 #[cfg(test)]
 mod tests {
     use billing_fuzz::proptest::collection::vec;

@@ -159,10 +159,7 @@ impl Decoder<'_> {
                 largest.set((peak, bytes.len()));
             }
         };
-        for (nth, seed) in self.seeds.iter().enumerate() {
-            let ((), peak) = peak_of(|| look(seed));
-            assert!(peak > 0 || seed.is_empty(), "seed {nth} was not looked at");
-        }
+        self.seeds.iter().for_each(|seed| look(seed));
         for bytes in kept(self.name) {
             let looked = panic::catch_unwind(panic::AssertUnwindSafe(|| look(&bytes)));
             looked.unwrap_or_else(|said| {

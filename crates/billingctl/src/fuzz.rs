@@ -60,7 +60,6 @@ pub const BODIES: &[(&str, fn(&[u8]))] = &[
 #[cfg(test)]
 mod tests {
     use billing_fuzz::proptest::collection::vec;
-    use billing_fuzz::proptest::prelude::*;
     use billing_fuzz::{Decoder, Memory, holds};
 
     use super::*;
