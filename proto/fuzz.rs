@@ -489,7 +489,7 @@ mod tests {
             words: &[b"\x80\x80\x80\x80\x01", b"\x80\x80\x40"],
             // A length is believed up to the longest message, of a MiB; what is read is decoded, and encoded to compare.
             memory: Memory {
-                fixed: 4 << 20,
+                fixed: 2 << 20,
                 per_byte: 64,
             },
         };
