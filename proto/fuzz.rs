@@ -185,8 +185,11 @@ pub fn restore_id(bytes: &[u8]) {
     }
 }
 
+/// Panics where a promise is broken.
+pub type Body = fn(&[u8]);
+
 /// Each of them, under its name.
-pub const BODIES: &[(&str, fn(&[u8]))] = &[
+pub const BODIES: &[(&str, Body)] = &[
     ("proto_requests", requests),
     ("proto_answers", answers),
     ("proto_nouns", nouns),

@@ -72,8 +72,11 @@ fn spelled<T: FromStr + Display>(text: &str) {
     }
 }
 
+/// Panics where a promise is broken.
+pub type Body = fn(&[u8]);
+
 /// Each of them, under its name.
-pub const BODIES: &[(&str, fn(&[u8]))] = &[
+pub const BODIES: &[(&str, Body)] = &[
     ("core_ledger", |bytes| {
         ledger(bytes);
     }),

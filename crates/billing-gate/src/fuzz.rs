@@ -100,8 +100,11 @@ pub fn secret(bytes: &[u8]) {
     }
 }
 
+/// Panics where a promise is broken.
+pub type Body = fn(&[u8]);
+
 /// Each of them, under its name.
-pub const BODIES: &[(&str, fn(&[u8]))] = &[
+pub const BODIES: &[(&str, Body)] = &[
     ("gate_answer", answer),
     ("gate_profiles", profiles),
     ("gate_secret", secret),

@@ -84,8 +84,11 @@ pub fn header(bytes: &[u8]) {
     }
 }
 
+/// Panics where a promise is broken.
+pub type Body = fn(&[u8]);
+
 /// Each of them, under its name.
-pub const BODIES: &[(&str, fn(&[u8]))] = &[
+pub const BODIES: &[(&str, Body)] = &[
     ("sandbox_requests", requests),
     ("sandbox_form", form),
     ("sandbox_header", header),

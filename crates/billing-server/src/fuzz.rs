@@ -136,8 +136,11 @@ pub fn flags(bytes: &[u8]) {
     }
 }
 
+/// Panics where a promise is broken.
+pub type Body = fn(&[u8]);
+
 /// Each of them, under its name.
-pub const BODIES: &[(&str, fn(&[u8]))] = &[
+pub const BODIES: &[(&str, Body)] = &[
     ("server_peers", peers),
     ("server_kept", kept),
     ("server_clients", clients),

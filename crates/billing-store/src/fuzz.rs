@@ -400,8 +400,11 @@ pub fn envelope(bytes: &[u8], sealed: Seal) -> Option<Vec<u8>> {
     Some(body.to_vec())
 }
 
+/// Panics where a promise is broken.
+pub type Body = fn(&[u8]);
+
 /// Each of them, under its name.
-pub const BODIES: &[(&str, fn(&[u8]))] = &[
+pub const BODIES: &[(&str, Body)] = &[
     ("store_envelope", |bytes| {
         drop(envelope(bytes, Seal::AsItCame))
     }),

@@ -50,8 +50,11 @@ pub fn audit(bytes: &[u8]) {
     }
 }
 
+/// Panics where a promise is broken.
+pub type Body = fn(&[u8]);
+
 /// Each of them, under its name.
-pub const BODIES: &[(&str, fn(&[u8]))] = &[
+pub const BODIES: &[(&str, Body)] = &[
     ("ctl_invoices", invoices),
     ("ctl_due", due),
     ("ctl_audit", audit),
