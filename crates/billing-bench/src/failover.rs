@@ -2,7 +2,6 @@
 //! is still there afterwards. Measured where it hurts: at callers that acquire and release all the time.
 
 mod callers;
-mod lan;
 
 use std::{
     fmt,
@@ -17,7 +16,7 @@ use std::{
 
 use anyhow::{Context, Result, bail, ensure};
 use billing_client::Client;
-use billing_demo::harness::{Cluster, ClusterOptions, Signal};
+use billing_demo::harness::{Cluster, ClusterOptions, Lan, Signal};
 use clap::ValueEnum;
 use serde::Serialize;
 
@@ -27,7 +26,6 @@ use crate::{
     stats::{Median, median},
 };
 use callers::Callers;
-use lan::Lan;
 
 const LED_WITHIN: Duration = Duration::from_secs(30);
 /// After this a cluster does not recover any more, and the run says so.

@@ -3,11 +3,14 @@
 use std::{collections::BTreeMap, time::Duration};
 
 use anyhow::{Context, Result, bail};
+use billing_client::{Client, v1};
 use bytes::Bytes;
+use futures::TryStreamExt;
 use http_body_util::{BodyExt, Empty};
 use hyper_util::{client::legacy::Client as HttpClient, rt::TokioExecutor};
 use serde::Deserialize;
 
+pub(crate) const PAGE: u32 = 1_000;
 const ASK_WITHIN: Duration = Duration::from_secs(30);
 /// Under this name the sandbox keeps charges that name no invoice.
 const NO_INVOICE: &str = "?";
@@ -17,7 +20,7 @@ const NO_INVOICE: &str = "?";
 pub struct BookedCharge(pub String, pub u64, pub String, pub String);
 
 impl BookedCharge {
-    fn succeeded(&self) -> bool {
+    pub fn succeeded(&self) -> bool {
         self.3 == "succeeded"
     }
 }
@@ -56,6 +59,41 @@ pub struct LedgerEntry {
     pub reference: String,
     /// Unix seconds; a charge before is refused.
     pub due_at: i64,
+}
+
+/// Every invoice of the ledger, linearizably read.
+pub async fn ledger(client: &Client) -> Result<BTreeMap<String, LedgerEntry>> {
+    let mut all = BTreeMap::new();
+    let request = v1::ListInvoicesRequest {
+        page_size: PAGE,
+        ..Default::default()
+    };
+    let mut found = std::pin::pin!(client.invoices(request));
+    while let Some(found) = found.try_next().await? {
+        let Some(invoice) = found.invoice else {
+            continue;
+        };
+        // Never submitted: the lease by which the probe looks whether anybody grants one.
+        if invoice.customer_id.is_empty() {
+            continue;
+        }
+        let status = match v1::InvoiceStatus::try_from(found.status) {
+            Ok(v1::InvoiceStatus::Paid) => Status::Paid,
+            Ok(v1::InvoiceStatus::Failed) => Status::Failed,
+            Ok(v1::InvoiceStatus::InDoubt) => Status::InDoubt,
+            Ok(v1::InvoiceStatus::Review) => Status::Review,
+            _ => Status::Other,
+        };
+        let entry = LedgerEntry {
+            status,
+            amount_minor: invoice.amount_minor.unsigned_abs(),
+            currency: invoice.currency,
+            reference: found.charge_reference,
+            due_at: invoice.due_at.map_or(0, |due| due.seconds),
+        };
+        all.insert(invoice.invoice_id, entry);
+    }
+    Ok(all)
 }
 
 /// As far as a comparison needs it.

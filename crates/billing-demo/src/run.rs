@@ -10,12 +10,11 @@ use std::{
 
 use anyhow::{Context, Result, bail};
 use billing_client::{Client, v1};
-use futures::TryStreamExt;
 use indicatif::{ProgressBar, ProgressStyle};
 
 use crate::{
-    books::{self, Comparison, LedgerEntry, Status},
-    harness::{Cluster, ClusterOptions, Output, Process, Signal, binary},
+    books::{self, Comparison, LedgerEntry},
+    harness::{Cluster, ClusterOptions, Process, Provider, Signal, binary},
     probe::Probe,
 };
 
@@ -40,12 +39,8 @@ const RESTART_AT: f64 = 0.55;
 const STALL_AT: f64 = 0.10;
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
 const LEADER_WITHIN: Duration = Duration::from_secs(30);
-const SANDBOX_WITHIN: Duration = Duration::from_secs(10);
 /// Without one more paid invoice for this long, the run is called stuck.
 const STUCK_AFTER: Duration = Duration::from_secs(120);
-const PAGE: u32 = 1_000;
-/// The sandbox takes any test key; a real one would come from the operator's secret store.
-const TEST_KEY: &str = "sk_test_demo";
 
 /// Where the invoices come from.
 #[derive(Debug, Clone)]
@@ -109,8 +104,7 @@ impl Report {
 /// Everything that runs. Dropped in order: workers, provider, nodes.
 struct Stage {
     workers: Vec<Process>,
-    sandbox: Process,
-    sandbox_address: String,
+    provider: Provider,
     cluster: Cluster,
     client: Client,
 }
@@ -129,25 +123,25 @@ pub async fn run(options: &RunOptions) -> Result<Report> {
 
     let csv = invoices(options, &cluster)?;
     submit(&csv, &cluster)?;
-    let submitted = ledger(&client).await?;
+    let submitted = books::ledger(&client).await?;
     let pace = Pace::of(submitted.len());
     check_due(&submitted, client.env().clock.wall_ms())?;
-    let (sandbox, sandbox_address) = start_sandbox(&options.folder, &pace).await?;
+    let provider = start_sandbox(&options.folder, &pace).await?;
     say(&format!(
-        "provider: http://{sandbox_address}, loses every {}th reply after doing the work",
+        "provider: http://{}, loses every {}th reply after doing the work",
+        provider.address(),
         pace.lose_reply_every
     ));
 
     let mut stage = Stage {
         workers: Vec::new(),
-        sandbox,
-        sandbox_address,
+        provider,
         cluster,
         client,
     };
     let begun = Instant::now();
     for number in 1..=options.workers {
-        let worker = start_worker(number, &stage, &options.folder)?;
+        let worker = start_worker(number, &stage)?;
         stage.workers.push(worker);
     }
     say(&format!(
@@ -156,13 +150,17 @@ pub async fn run(options: &RunOptions) -> Result<Report> {
     ));
     let mut report = break_things(&mut stage, &pace).await?;
     report.took = begun.elapsed();
-    let ledger = ledger(&stage.client).await?;
-    let books = books::ask(&stage.sandbox_address).await?;
+    let ledger = books::ledger(&stage.client).await?;
+    let books = stage.provider.books().await?;
     report.comparison = books::compare(&ledger, &books);
     for process in &mut stage.workers {
         process.stop(Duration::from_secs(5)).await?;
     }
-    stage.sandbox.stop(Duration::from_secs(5)).await?;
+    stage
+        .provider
+        .process()
+        .stop(Duration::from_secs(5))
+        .await?;
     stage.cluster.stop().await?;
     Ok(report)
 }
@@ -176,36 +174,10 @@ fn say(line: &str) {
     eprintln!("demo: {line}");
 }
 
-async fn start_sandbox(folder: &Path, pace: &Pace) -> Result<(Process, String)> {
-    let port_file = folder.join("sandbox.address");
-    let mut command = Command::new(binary("billing-sandbox")?);
-    command
-        .args([
-            "--listen",
-            "127.0.0.1:0",
-            "--delay-ms",
-            &format!("{}..{}", pace.delay_ms.0, pace.delay_ms.1),
-            "--lose-reply-every",
-            &pace.lose_reply_every.to_string(),
-        ])
-        .arg("--port-file")
-        .arg(&port_file);
-    let mut process = Process::start(
-        "billing-sandbox",
-        command,
-        &Output::File(folder.join("sandbox.log")),
-    )?;
-    let deadline = Instant::now() + SANDBOX_WITHIN;
-    loop {
-        let text = std::fs::read_to_string(&port_file).unwrap_or_default();
-        if !text.trim().is_empty() {
-            return Ok((process, text.trim().to_owned()));
-        }
-        if process.exited()?.is_some() || Instant::now() >= deadline {
-            bail!("the sandbox did not start:\n{}", process.last_words(10));
-        }
-        tokio::time::sleep(LOOK_AGAIN).await;
-    }
+async fn start_sandbox(folder: &Path, pace: &Pace) -> Result<Provider> {
+    let delay = format!("{}..{}", pace.delay_ms.0, pace.delay_ms.1);
+    let lose = pace.lose_reply_every.to_string();
+    Provider::start(folder, &["--delay-ms", &delay, "--lose-reply-every", &lose]).await
 }
 
 /// The CSV to submit: the user's, or a generated one.
@@ -249,23 +221,13 @@ fn submit(csv: &Path, cluster: &Cluster) -> Result<()> {
     }
 }
 
-fn start_worker(number: usize, stage: &Stage, folder: &Path) -> Result<Process> {
-    let name = format!("worker-{number}");
-    let mut command = Command::new(binary("billing-worker")?);
-    command
-        .args(["--endpoints", &stage.cluster.endpoints().join(",")])
-        .args([
-            "--provider-url",
-            &format!("http://{}", stage.sandbox_address),
-        ])
-        .args(["--holder", &name])
-        .args(["--session-ttl", &format!("{}s", SESSION_TTL.as_secs())])
-        .arg("--until-empty")
-        .env("BILLING_PROVIDER_KEY", TEST_KEY);
-    Process::start(
-        &name,
-        command,
-        &Output::File(folder.join(format!("{name}.log"))),
+fn start_worker(number: usize, stage: &Stage) -> Result<Process> {
+    let ttl = format!("{}s", SESSION_TTL.as_secs());
+    stage.provider.worker(
+        &format!("worker-{number}"),
+        &stage.cluster.endpoints(),
+        None,
+        &["--session-ttl", &ttl, "--until-empty"],
     )
 }
 
@@ -389,10 +351,10 @@ async fn break_things(stage: &mut Stage, pace: &Pace) -> Result<Report> {
             tell(&bar, &format!("node {leader} starts again"));
         }
         stage.cluster.all_running()?;
-        if let Some(status) = stage.sandbox.exited()? {
+        if let Some(status) = stage.provider.process().exited()? {
             bail!(
                 "the sandbox ended ({status}):\n{}",
-                stage.sandbox.last_words(10)
+                stage.provider.process().last_words(10)
             );
         }
         if all_ended(stage)? && faults.stalled.is_none() {
@@ -426,7 +388,7 @@ async fn stall_one(stage: &mut Stage, faults: &mut Faults, bar: &ProgressBar) ->
         let name = stage.workers[number].name().to_owned();
         let request = v1::ListLeasesRequest {
             holder: name.clone(),
-            page_size: PAGE,
+            page_size: books::PAGE,
             ..Default::default()
         };
         let held = stage
@@ -475,39 +437,4 @@ async fn paid(stage: &Stage) -> Option<usize> {
         .iter()
         .find(|count| count.status == v1::InvoiceStatus::Paid as i32);
     Some(count.map_or(0, |count| count.count as usize))
-}
-
-/// Every invoice of the ledger, linearizably read.
-async fn ledger(client: &Client) -> Result<BTreeMap<String, LedgerEntry>> {
-    let mut all = BTreeMap::new();
-    let request = v1::ListInvoicesRequest {
-        page_size: PAGE,
-        ..Default::default()
-    };
-    let mut found = std::pin::pin!(client.invoices(request));
-    while let Some(found) = found.try_next().await? {
-        let Some(invoice) = found.invoice else {
-            continue;
-        };
-        // Never submitted: the lease by which the probe looks whether anybody grants one.
-        if invoice.customer_id.is_empty() {
-            continue;
-        }
-        let status = match v1::InvoiceStatus::try_from(found.status) {
-            Ok(v1::InvoiceStatus::Paid) => Status::Paid,
-            Ok(v1::InvoiceStatus::Failed) => Status::Failed,
-            Ok(v1::InvoiceStatus::InDoubt) => Status::InDoubt,
-            Ok(v1::InvoiceStatus::Review) => Status::Review,
-            _ => Status::Other,
-        };
-        let entry = LedgerEntry {
-            status,
-            amount_minor: invoice.amount_minor.unsigned_abs(),
-            currency: invoice.currency,
-            reference: found.charge_reference,
-            due_at: invoice.due_at.map_or(0, |due| due.seconds),
-        };
-        all.insert(invoice.invoice_id, entry);
-    }
-    Ok(all)
 }

@@ -33,6 +33,8 @@ pub struct ClusterOptions {
     pub founding_flags: Vec<String>,
     /// Where each node lives; empty: all on 127.0.0.1, in our own network.
     pub homes: Vec<Home>,
+    /// `host:port` at which clients shall reach each node, where something stands in front of it; empty: nothing does.
+    pub fronts: Vec<String>,
 }
 
 /// The place of one node, where it is not beside us.
@@ -43,6 +45,19 @@ pub struct Home {
     /// What starts a program there: a command and its arguments, which are followed by the program's own. It must turn into
     /// the program, not start it beside itself.
     pub enter: Vec<String>,
+    /// The folder in which its data folder is made; `None`: in the cluster's.
+    pub disk: Option<PathBuf>,
+}
+
+impl Home {
+    /// Beside us, but started by `enter`.
+    pub fn here(enter: impl IntoIterator<Item = String>) -> Home {
+        Home {
+            host: "127.0.0.1".to_owned(),
+            enter: enter.into_iter().collect(),
+            disk: None,
+        }
+    }
 }
 
 impl ClusterOptions {
@@ -56,6 +71,7 @@ impl ClusterOptions {
             flags: Vec::new(),
             founding_flags: Vec::new(),
             homes: Vec::new(),
+            fronts: Vec::new(),
         }
     }
 }
@@ -190,7 +206,9 @@ impl Cluster {
     }
 
     pub fn data(&self, id: usize) -> PathBuf {
-        self.options.folder.join(format!("node-{id}"))
+        let disk = self.home(id).and_then(|home| home.disk.as_deref());
+        let disk = disk.unwrap_or(&self.options.folder);
+        disk.join(format!("node-{id}"))
     }
 
     pub fn folder(&self) -> &Path {
@@ -216,8 +234,12 @@ impl Cluster {
 
     /// What `--peers` of every node says.
     pub fn peers(&self) -> String {
+        let told = |peer: usize| match self.options.fronts.get(peer - 1) {
+            Some(front) => front.clone(),
+            None => self.endpoint(peer),
+        };
         let peers = (1..=self.options.nodes)
-            .map(|peer| format!("{peer}={}/{}", self.endpoint(peer), self.raft_address(peer)));
+            .map(|peer| format!("{peer}={}/{}", told(peer), self.raft_address(peer)));
         peers.collect::<Vec<_>>().join(",")
     }
 

@@ -12,11 +12,13 @@ use std::{
 };
 
 use anyhow::{Context, Result, bail, ensure};
-use billing_demo::harness::{Home, Output, Process};
 
-const BRIDGE: &str = "bench0";
+use super::{Home, Output, Process};
+
+const BRIDGE: &str = "lan0";
 /// Ours; the nodes' follow. Meant for benchmarks, and seen by nobody.
 const NETWORK: &str = "198.18.0.";
+const OURS: &str = "198.18.0.254";
 const MADE_WITHIN: Duration = Duration::from_secs(5);
 const LOOK_AGAIN: Duration = Duration::from_millis(5);
 const NEEDED: &str = "cutting a link needs network namespaces of our own: root (CAP_SYS_ADMIN and CAP_NET_ADMIN) and the \
@@ -33,7 +35,7 @@ impl Lan {
         leave_network().context(NEEDED)?;
         ip("link set lo up").context(NEEDED)?;
         ip(&format!("link add {BRIDGE} type bridge"))?;
-        ip(&format!("addr add {NETWORK}254/24 dev {BRIDGE}"))?;
+        ip(&format!("addr add {OURS}/24 dev {BRIDGE}"))?;
         ip(&format!("link set {BRIDGE} up"))?;
         let mut lan = Lan {
             machines: Vec::new(),
@@ -88,10 +90,39 @@ impl Lan {
     pub fn homes(&self) -> Vec<Home> {
         (1..=self.machines.len())
             .map(|number| Home {
-                host: format!("{NETWORK}{number}"),
+                host: host(number),
                 enter: self.enter(number),
+                disk: None,
             })
             .collect()
+    }
+
+    /// Machine `number` hears nothing from `from` any more, be it another machine or (zero) ours; it still speaks.
+    pub fn deafen(&self, number: usize, from: usize) -> Result<()> {
+        let host = match from {
+            0 => OURS.to_owned(),
+            other => host(other),
+        };
+        self.filter(number, "add table inet deaf")?;
+        self.filter(
+            number,
+            "add chain inet deaf in { type filter hook input priority 0; }",
+        )?;
+        self.filter(
+            number,
+            &format!("add rule inet deaf in ip saddr {host} drop"),
+        )
+    }
+
+    /// Machine `number` hears everybody again.
+    pub fn hear(&self, number: usize) -> Result<()> {
+        self.filter(number, "delete table inet deaf")
+    }
+
+    fn filter(&self, number: usize, rule: &str) -> Result<()> {
+        let mut command = self.enter(number);
+        command.extend(["nft".to_owned(), rule.to_owned()]);
+        run(&command)
     }
 
     /// Its packets, and those for it, are lost from now on. Neither side is told: the link stays up.
@@ -102,6 +133,10 @@ impl Lan {
     pub fn plug(&self, number: usize) -> Result<()> {
         ip(&format!("link set {} master {BRIDGE}", port(number)))
     }
+}
+
+fn host(number: usize) -> String {
+    format!("{NETWORK}{number}")
 }
 
 fn port(number: usize) -> String {
