@@ -25,6 +25,7 @@ use crate::raft::links::{Links, Me, PEER_MESSAGE_BYTES_MAX};
 use crate::raft::listen::incoming;
 use crate::raft::log::{APPEND_BYTES_MAX, LogStore};
 use crate::raft::network::Network;
+use crate::raft::reached::Acknowledged;
 use crate::raft::replica::Replica;
 use crate::raft::service::PeerService;
 use crate::raft::snapshot::Offload;
@@ -119,6 +120,7 @@ impl Node {
             snapshots: disk.snapshots.clone(),
             patience: config.election_timeout_min,
             transfers: transfers.clone(),
+            acknowledged: Acknowledged::default(),
         };
         let log = LogStore::new(disk.log.clone(), folders.clone(), fail_stop.clone());
         let machine = StateMachine::new(

@@ -8,6 +8,7 @@ pub mod listen;
 pub(crate) mod log;
 pub(crate) mod network;
 pub(crate) mod pieces;
+pub(crate) mod reached;
 pub(crate) mod replica;
 pub(crate) mod restore;
 pub(crate) mod runtime;

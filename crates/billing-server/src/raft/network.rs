@@ -2,8 +2,8 @@
 //! stream that could not be opened: the library itself tries again at once.
 
 use std::future::Future;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
 use billing_proto::raft::Payload;
@@ -22,6 +22,7 @@ use serde::{Serialize, de::DeserializeOwned};
 use tonic::{Code, Response, Status};
 
 use super::links::{Lane, Link, Links, body, payload};
+use super::reached::{Acknowledged, Reached};
 use super::snapshot::{Description, SnapshotFile, SnapshotHeader};
 use super::transfers::Transfers;
 use super::types::{Peer, SnapshotMeta, TypeConfig, Vote};
@@ -48,6 +49,7 @@ pub struct Network {
     pub patience: Duration,
     pub succession: Succession,
     pub transfers: Transfers,
+    pub acknowledged: Acknowledged,
 }
 
 impl Network {
@@ -102,7 +104,11 @@ impl PeerClient {
         requests: impl Stream<Item = Payload> + Send + 'static,
     ) -> Rpc<tonic::Streaming<Payload>> {
         let mut link = self.link()?;
-        let request = link.request(requests);
+        let mut request = link.request(requests);
+        let acknowledged = &self.network.acknowledged;
+        acknowledged
+            .remind(self.target, &mut request)
+            .map_err(failure)?;
         let response = link.client.append(request).await.map_err(failure)?;
         Ok(response.into_inner())
     }
@@ -234,8 +240,12 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
             let limit = option.soft_ttl();
             let asked = Arc::new(AtomicU64::new(0));
             let counter = asked.clone();
+            // A stream lives under one vote: that of its first request.
+            let vote = Arc::new(OnceLock::new());
+            let first = vote.clone();
             let requests = with_company(input).map(move |request| {
                 counter.fetch_add(1, Ordering::Relaxed);
+                first.get_or_init(|| request.vote);
                 payload("append", &request)
             });
             // What cannot be encoded ends the stream: to leave it out would be a hole in the other's log.
@@ -257,9 +267,11 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
             };
             let patience = self.network.patience;
             let timeout = self.timeout(RPCTypes::AppendEntries, patience);
+            let (target, acknowledged) = (self.target, self.network.acknowledged.clone());
             let stream = futures::stream::unfold(Some((answers, 0)), move |state| {
                 let asked = asked.clone();
                 let timeout = timeout.clone();
+                let (vote, acknowledged) = (vote.clone(), acknowledged.clone());
                 async move {
                     let (mut answers, answered) = state?;
                     loop {
@@ -271,8 +283,14 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
                             Err(_) => return Some((Err(RPCError::Timeout(timeout)), None)),
                         };
                         let result = next
-                            .and_then(|answer| body("append answer", &answer))
+                            .and_then(|answer| {
+                                body::<StreamAppendResult<TypeConfig>>("append answer", &answer)
+                            })
                             .map_err(failure);
+                        if let (Ok(Ok(Some(matching))), Some(&vote)) = (&result, vote.get()) {
+                            let index = matching.index;
+                            acknowledged.note(target, Reached { vote, index });
+                        }
                         let goes_on = matches!(result, Ok(Ok(_)));
                         return Some((result, goes_on.then_some((answers, answered + 1))));
                     }

@@ -14,6 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::folders::FolderId;
 use super::links::{Introduction, body, introduction, payload};
+use super::reached::Reached;
 use super::snapshot::{SnapshotFile, SnapshotHeader};
 use super::types::TypeConfig;
 use crate::node::error::CallError;
@@ -150,6 +151,29 @@ impl Inner {
         }
     }
 
+    /// Ends this node where its log does not reach as far as it told the leader.
+    fn still_has(&self, reached: &Reached) -> Result<(), Status> {
+        // In this order: see `is_lost`.
+        let log = self.log.state();
+        let last = log.map_err(|error| Status::unavailable(error.to_string()))?;
+        if !reached.is_lost(last.last, self.folders.vote()) {
+            return Ok(());
+        }
+        let leader = reached.vote.leader_id;
+        let reason = format!(
+            "the log of node {} ends at entry {}, and it told node {}, which leads in term {}, that entry {} is on its disk: this data \
+             folder is older than what it acknowledged, as one that was put back out of a copy; {}",
+            self.me.node,
+            last.last.unwrap_or(0),
+            leader.node_id,
+            leader.term,
+            reached.index,
+            billing_store::REJOIN
+        );
+        self.fail_stop.trip(EndReason::Contradicted(reason.clone()));
+        Err(Status::failed_precondition(reason))
+    }
+
     fn foreign_folder(&self, node: u64, known: FolderId, found: FolderId) -> String {
         let advice = match self.replica.state().ledger.awaits_restore() {
             true => RESTORE_ANEW,
@@ -194,6 +218,9 @@ impl RaftService for PeerService {
     ) -> Result<Response<Answers>, Status> {
         self.hear(&request).await?;
         self.takes_part()?;
+        if let Some(reached) = Reached::said(request.metadata())? {
+            self.node.still_has(&reached)?;
+        }
         self.node.membership.append_came();
         let requests = request.into_inner().scan((), |(), message| {
             // A broken stream, or a message that cannot be read, ends it: the leader opens a new one.
