@@ -3,6 +3,7 @@
 
 mod cluster;
 mod lan;
+mod mounts;
 mod ports;
 mod process;
 mod provider;
@@ -11,6 +12,7 @@ mod until;
 
 pub use cluster::{Cluster, ClusterOptions, Home, NodeView};
 pub use lan::Lan;
+pub use mounts::{mount, private_mounts};
 pub use ports::free_ports;
 pub use process::{Output, Process, Signal, binary};
 pub use provider::Provider;
