@@ -15,7 +15,7 @@ FIRST_SEED ?= 1
 SIM_BUILD := $(CARGO) build --quiet --locked --profile sim -p billing-sim
 SABOTAGE_BUILD := $(SIM_BUILD) --features sabotage --target-dir target/sabotage
 
-.PHONY: help build check fix test demo cluster bench bench-peers bench-crowd bench-failover bench-join etcd sim sim-one sim-twice sim-kept sim-canary model clean
+.PHONY: help build check fix test demo cluster bench bench-peers bench-crowd bench-failover bench-join etcd sim sim-one sim-twice sim-kept sim-canary model test-faults clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -27,6 +27,7 @@ check: ## format, clippy with warnings denied, licences and sources where cargo-
 	$(CARGO) fmt --all --check
 	$(CARGO) clippy --locked --all-targets -- -D warnings
 	$(CARGO) clippy --locked -p billing-sim --all-targets -- -D warnings
+	$(CARGO) clippy --locked --test faults -- -D warnings
 	@if $(CARGO) deny --version >/dev/null 2>&1; then $(CARGO) deny --log-level error check licenses bans sources; \
 	else echo "cargo-deny is not installed: licences and sources not checked (cargo install --locked cargo-deny)"; fi
 
@@ -38,6 +39,11 @@ test: ## build the binaries, then every test: stories, model, disks, processes, 
 	$(CARGO) build --locked $(SHIPPED)
 	$(CARGO) test --locked
 	$(CARGO) test --locked -p billing-sim
+
+# Debian: apt-get install nftables libfaketime fuse3 libfuse3-dev pkg-config gcc, and root. What is missing is said and skipped.
+test-faults: ## cut networks, wrong clocks, power cuts; needs root and more, says what it skips (FAULT=partition chooses)
+	$(CARGO) build --locked $(SHIPPED)
+	$(CARGO) test --locked --test faults -- $(FAULT)
 
 demo: build ## a charge run over three nodes that loses its leader (INVOICES=10000, or FILE=my.csv)
 	@target/release/billing-demo charge-run $(if $(FILE),--file '$(FILE)',--invoices $(INVOICES))

@@ -20,7 +20,7 @@ pub const FAULTS: &[Fault] = &[Fault {
 
 /// Ten thousand entries take minutes on a crowded machine.
 const PURGED_WITHIN: Duration = Duration::from_secs(600);
-const ASKERS: usize = 24;
+const ASKERS: usize = 6;
 
 /// Asks for new leases that nobody gives back, one after the other, until dropped: each ends by itself a second later.
 struct Forgotten(tokio::task::JoinHandle<Result<()>>);
