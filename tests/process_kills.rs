@@ -56,7 +56,10 @@ async fn a_charge_run_under_kills_of_everybody_charges_each_invoice_once() -> Re
     // Often enough that nodes are killed between a snapshot and its purge, too.
     options.flags = ["--snapshot-every", "150"].map(str::to_owned).to_vec();
     let mut cluster = Cluster::start(options)?;
-    let client = Client::builder().endpoints(cluster.endpoints()).build()?;
+    let client = Client::builder()
+        .endpoints(cluster.endpoints())
+        .deadline(PATIENCE)
+        .build()?;
     cluster.led(&client, PATIENCE).await?;
     let faults = ["--delay-ms", "20..120", "--lose-reply-every", "11"];
     let provider = Provider::start(folder.path(), &faults).await?;
@@ -144,7 +147,10 @@ async fn down_past_the_retention(way: Way, words: &str, sent: bool) -> Result<()
         profiles,
     ];
     let mut cluster = Cluster::start(ClusterOptions::new(folder.path().join("nodes")))?;
-    let client = Client::builder().endpoints(cluster.endpoints()).build()?;
+    let client = Client::builder()
+        .endpoints(cluster.endpoints())
+        .deadline(PATIENCE)
+        .build()?;
     cluster.led(&client, PATIENCE).await?;
     let provider = Provider::start(folder.path(), &["--key-retention", "6s"]).await?;
     let endpoints = cluster.endpoints();

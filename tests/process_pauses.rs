@@ -23,7 +23,10 @@ const LOOK_AGAIN: Duration = Duration::from_millis(100);
 
 async fn cluster(options: ClusterOptions) -> Result<(Cluster, Client)> {
     let mut cluster = Cluster::start(options)?;
-    let client = Client::builder().endpoints(cluster.endpoints()).build()?;
+    let client = Client::builder()
+        .endpoints(cluster.endpoints())
+        .deadline(PATIENCE)
+        .build()?;
     cluster.led(&client, PATIENCE).await?;
     Ok((cluster, client))
 }

@@ -51,7 +51,10 @@ async fn full() -> Result<()> {
     let mut options = ClusterOptions::new(folder.path().join("nodes"));
     options.homes = homes;
     let mut cluster = Cluster::start(options)?;
-    let client = Client::builder().endpoints(cluster.endpoints()).build()?;
+    let client = Client::builder()
+        .endpoints(cluster.endpoints())
+        .deadline(PATIENCE)
+        .build()?;
     cluster.led(&client, PATIENCE).await?;
     let invoice = |number: usize| v1::Invoice {
         invoice_id: format!("inv-{number:0>100}"),
@@ -174,7 +177,10 @@ async fn power_loss() -> Result<()> {
     // Often enough that the power goes in the middle of a snapshot, too.
     options.flags = ["--snapshot-every", "200"].map(str::to_owned).to_vec();
     let mut cluster = Cluster::start(options)?;
-    let client = Client::builder().endpoints(cluster.endpoints()).build()?;
+    let client = Client::builder()
+        .endpoints(cluster.endpoints())
+        .deadline(PATIENCE)
+        .build()?;
     cluster.led(&client, PATIENCE).await?;
     let witness = Witness::start(&client, 8).await?;
     for round in 0..ROUNDS {

@@ -2,7 +2,8 @@
 //! Decides what is run, says of each fault what it came to, and says clearly what this machine cannot show. A word chooses.
 //!
 //! Each fault lives on a thread of its own: namespaces belong to threads, and everything in them goes with the last process
-//! there, so nothing is left behind, however this program ends.
+//! there, so nothing is left behind, however this program ends. Clocks and elections are measured: the machine should not be
+//! crowded.
 
 mod clocks;
 mod disks;

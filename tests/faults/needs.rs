@@ -48,7 +48,9 @@ impl Need {
                 "root with mount namespaces (unshare, mount)",
             ),
             Need::Nft => (
-                works("unshare", &["--net", "nft", "add table inet probe"]),
+                // Where namespaces are not to be had, that is what is missing, not this.
+                works("unshare", &["--net", "nft", "add table inet probe"])
+                    || Need::Networks.lacking().is_some() && works("nft", &["--version"]),
                 "nft (Debian: nftables)",
             ),
             Need::Faketime => (faketime().is_some(), "faketime (Debian: libfaketime)"),

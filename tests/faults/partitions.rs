@@ -73,7 +73,10 @@ impl Stage {
         options.homes = homes.clone();
         options.flags.push("--insecure".to_owned());
         let mut cluster = Cluster::start(options)?;
-        let client = Client::builder().endpoints(cluster.endpoints()).build()?;
+        let client = Client::builder()
+            .endpoints(cluster.endpoints())
+            .deadline(PATIENCE)
+            .build()?;
         cluster.led(&client, PATIENCE).await?;
         let (leader, term) = agreed(&mut cluster, &client).await?;
         let witness = Witness::start(&client, 2).await?;

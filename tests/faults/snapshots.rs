@@ -54,7 +54,10 @@ async fn installed_while_sessions_expire() -> Result<()> {
     let mut options = ClusterOptions::new(folder.path().join("nodes"));
     options.flags = ["--snapshot-every", "100"].map(str::to_owned).to_vec();
     let mut cluster = Cluster::start(options)?;
-    let client = Client::builder().endpoints(cluster.endpoints()).build()?;
+    let client = Client::builder()
+        .endpoints(cluster.endpoints())
+        .deadline(PATIENCE)
+        .build()?;
     let leader = cluster.led(&client, PATIENCE).await?;
     let late = leader % NODES + 1;
     let forgotten: Vec<_> = (0..ASKERS)
