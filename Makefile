@@ -38,7 +38,7 @@ fix: ## format, and apply clippy's own suggestions
 test: ## build the binaries, then every test: stories, model, disks, processes, the simulation's smoke test
 	$(CARGO) build --locked $(SHIPPED)
 	$(CARGO) test --locked
-	$(CARGO) test --locked -p billing-sim
+	$(CARGO) test --locked --profile sim -p billing-sim
 
 # Debian: apt-get install nftables libfaketime fuse3 libfuse3-dev pkg-config gcc, and root. What is missing is said and skipped.
 test-faults: ## cut networks, wrong clocks, power cuts; needs root and more, says what it skips (FAULT=partition chooses)

@@ -15,7 +15,7 @@ fn run(scenario: &str, seeds: &[u64]) -> Result<Vec<String>> {
             .iter()
             .map(|seed| {
                 Command::new(env!("CARGO_BIN_EXE_billing-sim"))
-                    .args([scenario, "--seed", &seed.to_string()])
+                    .args(["run", scenario, "--seed", &seed.to_string()])
                     .stdout(Stdio::piped())
                     .stderr(Stdio::piped())
                     .spawn()
