@@ -26,6 +26,9 @@ pub struct Canary {
     /// Search for seeds that notice, this many for each scenario, and print lines for the file. 0: only what is recorded.
     #[arg(long, default_value_t = 0)]
     search: u64,
+    /// Only rules for which a seed is recorded; the others are listed, and do not count.
+    #[arg(long)]
+    recorded: bool,
     /// Only this rule.
     #[arg(long, value_name = "RULE")]
     rule: Option<String>,
@@ -34,6 +37,7 @@ pub struct Canary {
     scenario: Option<String>,
 }
 
+#[cfg(not(feature = "sabotage"))]
 const NOT_BUILT: &str = "this binary can break no rule: build it with `make sim-canary`, which adds --features sabotage in a target folder of its own";
 
 /// Breaks the rule in this process, for good.

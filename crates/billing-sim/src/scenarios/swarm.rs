@@ -23,7 +23,7 @@ use crate::world::{Setting, World};
 /// At least so much is simulated.
 const LASTS_MIN: Duration = Duration::from_secs(120);
 /// How long an invoice may take to end after the last fault: the back-off of a doubt doubles.
-const ENDING_PATIENCE: Duration = Duration::from_secs(2 * 3_600);
+const ENDING_PATIENCE: Duration = Duration::from_secs(2_400);
 /// A waiter is granted so long after the lease before it ended, at most.
 const GRANT_PATIENCE: Duration = Duration::from_millis(1_500);
 
