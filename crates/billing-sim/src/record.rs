@@ -187,6 +187,13 @@ impl Record {
         self.inner().promises.clone()
     }
 
+    /// What was promised from then on is allowed to be lost.
+    pub fn forget_promises_since(&self, since: Duration) {
+        for promises in self.inner().promises.values_mut() {
+            promises.retain(|(at, _)| *at < since);
+        }
+    }
+
     pub fn call(&self, call: Call) {
         self.inner().calls.push(call);
     }

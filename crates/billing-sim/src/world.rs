@@ -109,6 +109,10 @@ pub struct World {
     pub invoices: BTreeMap<String, u64>,
     /// Nodes whose process has a reason to go through the fail-stop door.
     pub may_end: BTreeSet<u64>,
+    /// Nodes whose state is known to be wrong: what they say is no evidence.
+    pub wrong: BTreeSet<u64>,
+    /// The greatest id of a node so far.
+    id_last: u64,
     properties: Vec<Box<dyn Property>>,
     replay: Replay,
     /// Every record of the audit log.
@@ -168,6 +172,8 @@ impl World {
             record,
             invoices: BTreeMap::new(),
             may_end: BTreeSet::new(),
+            wrong: BTreeSet::new(),
+            id_last: 0,
             properties: properties::all(),
             replay: Replay::default(),
             records: Vec::new(),
@@ -206,6 +212,12 @@ impl World {
         let running = host.clone();
         self.sim.host(node_name(id), move || running.clone().run());
         self.hosts.insert(id, host);
+        self.id_last = self.id_last.max(id);
+    }
+
+    /// The greatest id that a node ever had.
+    pub fn ids_used(&self) -> u64 {
+        self.id_last
     }
 
     fn add_worker(&mut self, number: u64) -> Result<()> {
@@ -238,6 +250,13 @@ impl World {
         self.sim
             .host(caller_name(number), move || running.clone().run());
         self.callers.insert(number, caller);
+    }
+
+    /// A machine that is never used again: its process ends, and nobody waits for it any more.
+    pub fn retire(&mut self, id: u64) {
+        self.end_process(id, Crash::default());
+        self.hosts.remove(&id);
+        self.note(format_args!("node {id} is out of use"));
     }
 
     pub fn elapsed(&self) -> Duration {
@@ -301,7 +320,9 @@ impl World {
         let mut nodes = BTreeMap::new();
         let mut applied = Vec::new();
         for (&id, host) in &self.hosts {
-            let Some(node) = host.node() else { continue };
+            let Some(node) = host.node().filter(|_| !self.wrong.contains(&id)) else {
+                continue;
+            };
             let from = self.taken.get(&id).copied().unwrap_or(0) + 1;
             let status = node.status();
             let read = node.read(Consistency::Stale, |ledger| {
@@ -694,6 +715,26 @@ impl World {
         };
         let open = self.invoices.keys().filter(|invoice| !closed(invoice));
         open.cloned().collect()
+    }
+
+    /// All nodes are down, and those that start next were made from a backup of the first `kept` records. What came after those
+    /// is allowed to be lost, and its numbers are used again; what the provider has in its books is not unsaid.
+    pub fn restored_at(&mut self, kept: u64) -> Result<()> {
+        let kept_len = usize::try_from(kept)?;
+        let first_lost = self.records.get(kept_len).map(|seen| seen.not_before);
+        self.record
+            .forget_promises_since(first_lost.unwrap_or(self.sim.elapsed()));
+        self.records.truncate(kept_len);
+        self.replay = Replay::default();
+        for seen in &self.records {
+            self.replay.step(&seen.record, |_| ());
+        }
+        let last = self.records.last().map(|seen| seen.record.at);
+        for property in &mut self.properties {
+            property.restored(kept, last.unwrap_or_default());
+        }
+        self.note(format_args!("records from {} on are lost", kept + 1));
+        Ok(())
     }
 
     /// What must hold in the end. To be called when the faults have stopped and everything has settled.

@@ -28,6 +28,10 @@ const JOBS_QUEUED_MAX: usize = 64;
 
 pub type Job = Box<dyn FnOnce(Node) -> Pin<Box<dyn Future<Output = ()> + Send>> + Send>;
 
+/// What is done to a disk before the next process opens it.
+pub type Preparation =
+    Box<dyn FnOnce(SimDisk) -> Pin<Box<dyn Future<Output = Result<(), String>>>> + Send>;
+
 /// How the nodes of a world are set up.
 #[derive(Debug, Clone, Copy)]
 pub struct NodeSettings {
@@ -45,6 +49,7 @@ pub struct Host {
     members: BTreeMap<u64, Peer>,
     founds: bool,
     process: Mutex<Process>,
+    preparation: Mutex<Option<Preparation>>,
     end: Notify,
 }
 
@@ -80,6 +85,7 @@ impl Host {
             members,
             founds: id <= nodes,
             process: Mutex::default(),
+            preparation: Mutex::default(),
             end: Notify::new(),
         }
     }
@@ -111,6 +117,21 @@ impl Host {
         jobs.is_some_and(|jobs| jobs.try_send(job).is_ok())
     }
 
+    /// Somebody works on the disk while the node is down: as soon as it starts, before it opens the disk.
+    pub fn prepare(&self, work: Preparation) {
+        *self
+            .preparation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner) = Some(work);
+    }
+
+    fn take_preparation(&self) -> Option<Preparation> {
+        self.preparation
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .take()
+    }
+
     fn end_with(&self, reason: String) {
         self.process().ended = Some(reason);
         self.end.notify_one();
@@ -128,6 +149,9 @@ impl Host {
 
     async fn live(self: &Arc<Host>) -> Result<(), String> {
         let say = |error: &dyn std::fmt::Display| error.to_string();
+        if let Some(work) = self.take_preparation() {
+            work(self.disk.clone()).await?;
+        }
         let (disk, made) = match self.disk.open(self.id, None) {
             Ok(disk) => (disk, false),
             Err(StoreError::Empty { .. }) => {

@@ -27,6 +27,8 @@ pub struct WorkerSettings {
 pub struct Worker {
     pub machine: Machine,
     settings: WorkerSettings,
+    /// What the next process is given.
+    gate: Mutex<GateConfig>,
     /// Of all its processes, the newest last.
     tallies: Mutex<Vec<Arc<Tally>>>,
 }
@@ -35,9 +37,22 @@ impl Worker {
     pub fn new(machine: Machine, settings: WorkerSettings) -> Worker {
         Worker {
             machine,
+            gate: Mutex::new(settings.gate.clone()),
             settings,
             tallies: Mutex::default(),
         }
+    }
+
+    /// The gate of its next process is set up like this.
+    pub fn reconfigure(&self, gate: GateConfig) {
+        *self.gate.lock().unwrap_or_else(PoisonError::into_inner) = gate;
+    }
+
+    fn gate_config(&self) -> GateConfig {
+        self.gate
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .clone()
     }
 
     /// What its processes counted, each.
@@ -63,7 +78,7 @@ impl Worker {
             .env(env.clone())
             .drift(self.settings.drift)
             .build()?;
-        let gate = Gate::new(env, self.settings.gate.clone())?;
+        let gate = Gate::new(env, self.gate_config())?;
         let tally = Arc::new(Tally::default());
         self.tallies
             .lock()

@@ -3,7 +3,7 @@
 
 use std::collections::BTreeMap;
 
-use billing_core::{AuditRecord, CHAIN_START, ChainHash, chain_hash};
+use billing_core::{AuditRecord, CHAIN_START, ChainHash, ClusterTime, chain_hash};
 
 use super::{Moment, Property, Verdict, on};
 
@@ -57,5 +57,9 @@ impl Property for AuditChain {
             }
         }
         Ok(())
+    }
+
+    fn restored(&mut self, kept: u64, _last: ClusterTime) {
+        self.hashes.retain(|index, _| *index <= kept);
     }
 }

@@ -47,4 +47,9 @@ impl Property for ClockNeverBack {
     fn crashed(&mut self, node: u64) {
         self.nodes.remove(&node);
     }
+
+    fn restored(&mut self, _kept: u64, last: ClusterTime) {
+        self.log = last;
+        self.nodes.clear();
+    }
 }

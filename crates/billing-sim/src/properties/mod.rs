@@ -101,6 +101,9 @@ pub trait Property {
     /// A process is gone; what it had not made durable may be unsaid.
     fn crashed(&mut self, _node: u64) {}
 
+    /// The cluster is made anew from a backup that holds the first `kept` records, the last of them at that time.
+    fn restored(&mut self, _kept: u64, _last: ClusterTime) {}
+
     fn end(&mut self, _end: &End<'_>) -> Verdict {
         Ok(())
     }

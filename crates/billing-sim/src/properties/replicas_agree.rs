@@ -2,6 +2,8 @@
 
 use std::collections::BTreeMap;
 
+use billing_core::ClusterTime;
+
 use super::{Moment, Property, Verdict};
 
 #[derive(Default)]
@@ -39,5 +41,11 @@ impl Property for ReplicasAgree {
 
     fn crashed(&mut self, node: u64) {
         self.applied.remove(&node);
+    }
+
+    fn restored(&mut self, _kept: u64, _last: ClusterTime) {
+        // Their log begins anew behind the backup's index.
+        self.hashes.clear();
+        self.applied.clear();
     }
 }

@@ -1,8 +1,24 @@
 //! What is done to a cluster: one file each.
 
 pub mod broken_disk;
+pub mod duplicates;
+pub mod flipped_bit;
+pub mod long_outage;
+pub mod membership;
+pub mod one_replica_wrong;
+pub mod pace;
+pub mod provider_changed;
+mod queue;
+mod raw;
+pub mod restore;
+pub mod rolled_back_folder;
 pub mod smoke;
+pub mod snapshot_install;
+pub mod stalled_leader;
+mod steps;
 pub mod swarm;
+pub mod truncation;
+pub mod wiped_folder;
 
 use anyhow::Result;
 
@@ -20,7 +36,7 @@ fn nodes_only(_: &Chance) -> Setting {
     Setting::default()
 }
 
-pub const ALL: [Scenario; 3] = [
+pub const ALL: [Scenario; 16] = [
     Scenario {
         name: "swarm",
         setting: swarm::setting,
@@ -35,5 +51,70 @@ pub const ALL: [Scenario; 3] = [
         name: "broken_disk",
         setting: nodes_only,
         run: broken_disk::run,
+    },
+    Scenario {
+        name: "flipped_bit",
+        setting: flipped_bit::setting,
+        run: flipped_bit::run,
+    },
+    Scenario {
+        name: "wiped_folder",
+        setting: wiped_folder::setting,
+        run: wiped_folder::run,
+    },
+    Scenario {
+        name: "rolled_back_folder",
+        setting: rolled_back_folder::setting,
+        run: rolled_back_folder::run,
+    },
+    Scenario {
+        name: "membership",
+        setting: membership::setting,
+        run: membership::run,
+    },
+    Scenario {
+        name: "snapshot_install",
+        setting: snapshot_install::setting,
+        run: snapshot_install::run,
+    },
+    Scenario {
+        name: "duplicates",
+        setting: duplicates::setting,
+        run: duplicates::run,
+    },
+    Scenario {
+        name: "one_replica_wrong",
+        setting: one_replica_wrong::setting,
+        run: one_replica_wrong::run,
+    },
+    Scenario {
+        name: "truncation",
+        setting: truncation::setting,
+        run: truncation::run,
+    },
+    Scenario {
+        name: "stalled_leader",
+        setting: stalled_leader::setting,
+        run: stalled_leader::run,
+    },
+    Scenario {
+        name: "pace",
+        setting: pace::setting,
+        run: pace::run,
+    },
+    Scenario {
+        name: "long_outage",
+        setting: long_outage::setting,
+        run: long_outage::run,
+    },
+    Scenario {
+        name: "provider_changed",
+        setting: provider_changed::setting,
+        run: provider_changed::run,
+    },
+    Scenario {
+        name: "restore",
+        setting: restore::setting,
+        run: restore::run,
     },
 ];
