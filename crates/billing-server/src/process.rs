@@ -134,16 +134,12 @@ async fn listen(env: &Env, setting: &str, address: &str) -> Result<Box<dyn Liste
 }
 
 /// Every member as the settings say that others reach it.
-pub(crate) fn members_told(config: &Config) -> BTreeMap<u64, Peer> {
+pub(crate) fn members_told(peers: &[crate::config::Peer]) -> BTreeMap<u64, Peer> {
     let told = |peer: &crate::config::Peer| Peer {
         raft: peer.raft.clone(),
         client: peer.client.clone(),
     };
-    config
-        .peers
-        .iter()
-        .map(|peer| (peer.id, told(peer)))
-        .collect()
+    peers.iter().map(|peer| (peer.id, told(peer))).collect()
 }
 
 /// Every member as others reach it. A lone node that listens on port 0 is where it was given a port.
@@ -153,7 +149,7 @@ fn members(config: &Config, clients: &dyn Listener, peers: &dyn Listener) -> BTr
             (true, Ok(address)) => address.to_string(),
             (true, Err(_)) | (false, _) => told.to_owned(),
         };
-    let mut members = members_told(config);
+    let mut members = members_told(&config.peers);
     let told = config.own();
     let own = Peer {
         client: real(&told.client, clients),

@@ -7,12 +7,14 @@
 //! `node/meeting.rs` has.
 
 use std::fs::{self, File};
+use std::io::{Read, Seek};
 use std::path::{Path, PathBuf};
 
+use billing_core::Ledger;
 use billing_env::Env;
 use billing_proto::backup::{self, BackupError, Whole};
 use billing_proto::restore::RestoreId;
-use billing_store::{Identity, StoreError};
+use billing_store::{Disk, Identity, StoreError};
 use bytes::Bytes;
 
 use crate::config::{Config, Peer};
@@ -49,6 +51,49 @@ pub fn ledger_of(cluster: &str) -> &str {
         .map_or(cluster, |(ledger, _)| ledger)
 }
 
+/// A backup that was found whole, and the restore that it is put back by: what every node of the new cluster is made of.
+pub struct Source {
+    pub whole: Whole,
+    pub ledger: Ledger,
+    pub id: RestoreId,
+}
+
+impl Source {
+    /// Reads all of `from`. Why it cannot be put back, for a person; nothing was changed then.
+    pub fn read(from: &mut (impl Read + Seek), id: RestoreId, env: &Env) -> Result<Source, String> {
+        let (whole, ledger) = backup::verify(from, |_| {}).map_err(|error| match error {
+            BackupError::Io(error) => error.to_string(),
+            other => format!("{other}; nothing was changed"),
+        })?;
+        check_clock(&whole, env)?;
+        Ok(Source { whole, ledger, id })
+    }
+
+    /// Whose folder it becomes: that of `node`, one of `peers`.
+    pub fn identity(&self, node: u64, peers: &[Peer], env: &Env) -> Identity {
+        Identity {
+            cluster: Bytes::from(cluster_name(&self.whole, self.id, peers)),
+            node,
+            created_unix_ms: env.clock.wall_ms(),
+        }
+    }
+
+    /// Fills a disk that was just made with that identity. A crash in here leaves one that must not be started.
+    pub async fn fill(
+        self,
+        disk: &Disk,
+        node: u64,
+        peers: &[Peer],
+        env: &Env,
+    ) -> Result<(), RestoreError> {
+        let mut drawn = [0; 8];
+        env.random.fill(&mut drawn);
+        let index = self.whole.header.applied_index;
+        let (folder, members) = (FolderId(drawn), members_told(peers));
+        fill(disk, node, folder, members, self.ledger, index).await
+    }
+}
+
 /// What a person is told of a folder that was made.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Restored {
@@ -67,19 +112,22 @@ pub fn run(
 ) -> Result<Restored, Fatal> {
     let refused = |why: String| Fatal::Settings(format!("{}: {why}", file.display()));
     let mut opened = File::open(file).map_err(|error| refused(error.to_string()))?;
-    let (whole, ledger) = backup::verify(&mut opened, |_| {}).map_err(|error| match error {
-        BackupError::Io(error) => refused(error.to_string()),
-        other => refused(format!("{other}; nothing was changed")),
-    })?;
+    let id = said.unwrap_or_else(|| {
+        let mut drawn = [0; RestoreId::BYTES];
+        env.random.fill(&mut drawn);
+        RestoreId(drawn)
+    });
+    let source = Source::read(&mut opened, id, env).map_err(refused)?;
+    let header = &source.whole.header;
     if let Some(named) = &config.ledger_id
-        && named.as_str() != whole.header.ledger_id
+        && named.as_str() != header.ledger_id
     {
         return Err(refused(format!(
             "it is a backup of ledger {}, not of {named}; nothing was changed",
-            whole.header.ledger_id
+            header.ledger_id
         )));
     }
-    check_clock(&whole, env).map_err(refused)?;
+    let (ledger_id, index) = (header.ledger_id.clone(), header.applied_index);
     let folder = &config.data_dir;
     check_vacant(folder)?;
     let unfinished = unfinished(folder);
@@ -89,43 +137,22 @@ pub fn run(
             unfinished.display()
         )));
     }
-    let id = said.unwrap_or_else(|| {
-        let mut drawn = [0; RestoreId::BYTES];
-        env.random.fill(&mut drawn);
-        RestoreId(drawn)
-    });
-    let identity = Identity {
-        cluster: Bytes::from(cluster_name(&whole, id, &config.peers)),
-        node: config.node_id,
-        created_unix_ms: env.clock.wall_ms(),
-    };
-    let mut drawn = [0; 8];
-    env.random.fill(&mut drawn);
+    let identity = source.identity(config.node_id, &config.peers, env);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
         .map_err(|error| Fatal::Bug(format!("the runtime cannot start: {error}")))?;
-    let index = whole.header.applied_index;
     runtime.block_on(async {
         let disk = billing_store::create(&unfinished, &identity)?;
-        let members = members_told(config);
-        fill(
-            &disk,
-            config.node_id,
-            FolderId(drawn),
-            members,
-            ledger,
-            index,
-        )
-        .await
-        .map_err(fatal)
+        let filled = source.fill(&disk, config.node_id, &config.peers, env).await;
+        filled.map_err(fatal)
     })?;
     // The log's thread lets go of the folder before it gets its name.
     drop(runtime);
     publish(&unfinished, folder)?;
     let told = format!(
         "restored ledger {} as of entry {index} into {}: node {} of {}\nrestore id: {id}",
-        whole.header.ledger_id,
+        ledger_id,
         folder.display(),
         config.node_id,
         config.peers.len()

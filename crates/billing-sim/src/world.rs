@@ -727,7 +727,7 @@ impl World {
         self.records.truncate(kept_len);
         self.replay = Replay::default();
         for seen in &self.records {
-            self.replay.step(&seen.record, |_| ());
+            self.replay.step(&seen.record, seen.at, |_| ());
         }
         let last = self.records.last().map(|seen| seen.record.at);
         for property in &mut self.properties {

@@ -6,7 +6,7 @@
 use std::io::Cursor;
 use std::time::Duration;
 
-use anyhow::{Context as _, Result, bail, ensure};
+use anyhow::{Context as _, Result, bail};
 use billing_client::Failure;
 use billing_core::{Charged, FencingToken, Outcome, Reference, What};
 use billing_env::Env;
@@ -233,7 +233,9 @@ fn tell_the_books(world: &mut World) -> Result<()> {
                     currency: None,
                 });
                 async move {
-                    let told = client.settle_charge(&id, FencingToken(0), &key, &charged).await;
+                    let told = client
+                        .settle_charge(&id, FencingToken(0), &key, &charged)
+                        .await;
                     told.map(|_| ())
                 }
             })?;

@@ -65,11 +65,9 @@ fn one_round(world: &mut World, round: u64) -> Result<()> {
         holders.push(last.clone());
         world.until("the lease is held", |_| acted(&last).is_some())?;
         let (record, until) = (world.record.clone(), stop.clone());
-        drop(
-            world.desk_begin(
-                move |client| async move { want(&client, &lock, &record, &until).await },
-            )?,
-        );
+        drop(world.desk_begin(move |client| async move {
+            want(&client, &lock, &record, &until).await
+        })?);
     }
     let phase = drawn(world, 0, 1_500);
     world.pass(phase)?;
