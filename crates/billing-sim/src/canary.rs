@@ -73,11 +73,12 @@ impl Canary {
                 Some(known) => self.again(rule, known)?,
                 None if self.search > 0 => self.search(rule)?,
                 None => {
+                    let word = if self.recorded { "-     " } else { "MISSED" };
                     println!(
-                        "{rule:<34} MISSED  no seed is recorded in {}",
+                        "{rule:<34} {word}  no seed is recorded in {}",
                         self.file.display()
                     );
-                    false
+                    self.recorded
                 }
             };
             missed += usize::from(!caught);

@@ -12,6 +12,7 @@ use billing_core::InvoiceId;
 use tokio::sync::oneshot;
 
 use crate::chance::Chance;
+use crate::clock::EPOCH_S;
 use crate::faults::{Faults, Kind};
 use crate::machines::node::NodeSettings;
 use crate::profile::{CUSTOMERS, Provider};
@@ -143,6 +144,11 @@ fn bill(invoice_id: String, customer: &str, amount: u64) -> v1::Invoice {
         customer_id: customer.to_owned(),
         amount_minor: i64::try_from(amount).unwrap_or(i64::MAX),
         currency: "USD".to_owned(),
+        // Said, since "now" is whatever the leader's wall clock says, and that may be a year ahead (README, bugs).
+        due_at: Some(prost_types::Timestamp {
+            seconds: i64::try_from(EPOCH_S).unwrap_or(0),
+            nanos: 0,
+        }),
         ..Default::default()
     }
 }
