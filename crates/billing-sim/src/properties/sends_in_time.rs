@@ -5,7 +5,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use billing_core::{IdempotencyKey, InvoiceId, LeaseEventKind, What};
+use billing_core::{ClusterTime, IdempotencyKey, InvoiceId, LeaseEventKind, What};
 
 use super::{Moment, Property, Verdict};
 use crate::profile::Promises;
@@ -16,7 +16,8 @@ const ON_ITS_WAY_MAX: Duration = Duration::from_millis(3_500);
 
 #[derive(Default)]
 pub struct SendsInTime {
-    begun: BTreeMap<IdempotencyKey, Duration>,
+    /// By which record, and when that was seen.
+    begun: BTreeMap<IdempotencyKey, (u64, Duration)>,
     /// By invoice and holder: None while the lease stands, else when it ended.
     leases: BTreeMap<(InvoiceId, String), Option<Duration>>,
 }
@@ -29,7 +30,7 @@ impl Property for SendsInTime {
     fn step(&mut self, step: &Step<'_>, _promises: &Promises) -> Verdict {
         let record = step.record;
         if let (What::Begun, Some(key)) = (&record.what, &record.key) {
-            self.begun.insert(key.clone(), step.seen);
+            self.begun.insert(key.clone(), (record.index, step.seen));
         }
         if let (Some((kind, holder)), Some(invoice)) = (record.what.lease(), &record.invoice) {
             let ended = (kind == LeaseEventKind::Ended).then_some(step.seen);
@@ -49,7 +50,7 @@ impl Property for SendsInTime {
             };
             let wrong = |what: String| Err((Some(key.invoice.as_str().to_owned()), what));
             // One that came before the driver saw the record of its attempt came soon.
-            let Some(begun) = self.begun.get(&key) else {
+            let Some((_, begun)) = self.begun.get(&key) else {
                 continue;
             };
             let window = moment.promises.valid_for.mul_f64(1.02) + ON_ITS_WAY_MAX;
@@ -70,5 +71,11 @@ impl Property for SendsInTime {
             }
         }
         Ok(())
+    }
+
+    fn restored(&mut self, kept: u64, _last: ClusterTime) {
+        // An attempt that is forgotten may be begun anew, under the same key.
+        self.begun.retain(|_, (index, _)| *index <= kept);
+        self.leases.clear();
     }
 }

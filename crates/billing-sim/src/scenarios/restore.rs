@@ -13,6 +13,7 @@ use billing_env::Env;
 use billing_proto::backup;
 use billing_proto::restore::RestoreId;
 use billing_server::config::Peer;
+use billing_server::node::Consistency;
 use billing_server::restore::Source;
 use billing_store::sim::Image;
 
@@ -135,11 +136,17 @@ fn restore(world: &mut World, file: &[u8], kept: u64, attempt: u8) -> Result<()>
 /// What must hold between a restore and the end of the waiting.
 fn in_order(world: &mut World, greatest: u64) -> Result<()> {
     world.until("the ledger is restored", |world| restored(world).is_some())?;
-    let (index, at, token) = restored(world).context("no record of the restore")?;
+    let (index, at) = restored(world).context("no record of the restore")?;
+    let leader = world.leads_now().context("nobody leads")?;
+    let token = world.on(leader, |node| async move {
+        let read = node.read(Consistency::Stale, |ledger| ledger.token_last());
+        read.await.map(|(token, _)| token.0)
+    })??;
     world.note(format_args!(
         "restored at record {index}, tokens from {token}"
     ));
-    if token <= greatest {
+    // The next one is granted above it.
+    if token < greatest {
         return Err(broken(
             "tokens_grow",
             None,
@@ -182,14 +189,14 @@ fn in_order(world: &mut World, greatest: u64) -> Result<()> {
     Ok(())
 }
 
-fn restored(world: &World) -> Option<(u64, u64, u64)> {
+fn restored(world: &World) -> Option<(u64, u64)> {
     let seen = world
         .records()
         .iter()
         .rev()
         .find(|seen| matches!(seen.record.what, What::Restored { .. }))?;
     let record = &seen.record;
-    Some((record.index, record.at.0, record.token.0))
+    Some((record.index, record.at.0))
 }
 
 fn granted_after(world: &World, index: u64) -> Option<(u64, u64)> {

@@ -58,23 +58,26 @@ fn one_round(world: &mut World, round: u64) -> Result<bool> {
     let new = world.leader(&others)?;
     ensure!(new != old, "the one that was cut off still leads");
     writes(world, 1)?;
-    let had = world.status(old).and_then(|status| status.last_log);
+    let (had, term) = tail(world, old);
     world.heal(old);
-    // By its steps on the disk, or between two of them.
+    let mut dropped = false;
+    let deadline = world.elapsed() + OVER_WITHIN;
+    // From where it hears of the next leader on, by its steps on the disk, or between two of them.
+    while world.elapsed() < deadline && tail(world, old).1 <= term {
+        world.step()?;
+    }
     let begun = world.hosts[&old].disk.syncs();
     let (steps, after) = (round + world.chance.below(2), world.chance.below(4));
-    let deadline = world.elapsed() + OVER_WITHIN;
-    let mut dropped = false;
     while world.elapsed() < deadline && world.hosts[&old].disk.syncs() < begun + steps {
         world.step()?;
-        let has = world.status(old).and_then(|status| status.last_log);
-        dropped |= has < had;
+        // Whatever comes from the next leader is behind what both have.
+        dropped |= tail(world, old).0 != had;
     }
     for _ in 0..after {
         world.step()?;
     }
-    let has = world.status(old).and_then(|status| status.last_log);
-    dropped |= has < had;
+    let (has, _) = tail(world, old);
+    dropped |= has != had;
     let unsynced = world.hosts[&old].disk.unsynced() as u64;
     let crash = Crash {
         batches_kept: usize::try_from(world.chance.below(unsynced + 1))?,
@@ -98,4 +101,10 @@ fn one_round(world: &mut World, round: u64) -> Result<bool> {
         ));
     }
     Ok(dropped)
+}
+
+/// Where a node's log ends, and in which term it is.
+fn tail(world: &World, id: u64) -> (Option<u64>, u64) {
+    let status = world.status(id);
+    status.map_or((None, 0), |status| (status.last_log, status.term))
 }
