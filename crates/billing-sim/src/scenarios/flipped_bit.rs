@@ -1,4 +1,4 @@
-//! A bit flips on the disk of a node that is down. In the log, in the vote or in both slots of the `high` file: the node ends
+//! A bit flips on the disk of a node that is down, or the log has become shorter. In the log, in the vote or in both slots of the `high` file: the node ends
 //! when it starts, says how to go on, and a new one takes its place; in one slot, as after a torn write: it starts or ends; in a
 //! snapshot: it is made up for, or the node ends like one that lost its disk. Never does it start with less than it acknowledged.
 
@@ -19,15 +19,18 @@ enum Where {
     OneHigh,
     BothHigh,
     Snapshot,
+    /// No bit: the log ends early, as where sled opens a damaged one without a word.
+    Shortened,
 }
 
-const ALL: [Where; 6] = [
+const ALL: [Where; 7] = [
     Where::Log,
     Where::Vote,
     Where::Purged,
     Where::OneHigh,
     Where::BothHigh,
     Where::Snapshot,
+    Where::Shortened,
 ];
 
 pub fn setting(chance: &Chance) -> Setting {
@@ -74,7 +77,7 @@ pub fn run(world: &mut World) -> Result<()> {
     world.restart(victim);
     let must_end = flipped
         && match place {
-            Where::Log | Where::Vote | Where::BothHigh => true,
+            Where::Log | Where::Vote | Where::BothHigh | Where::Shortened => true,
             Where::Purged | Where::OneHigh | Where::Snapshot => false,
         };
     world.may_end.insert(victim);
@@ -111,6 +114,11 @@ fn flip(world: &World, victim: u64, place: Where) -> Result<bool> {
             ensure!(records > 0, "the log is empty");
             let nth = usize::try_from(world.chance.below(records as u64))?;
             disk.flip(Place::Log(nth), bit)
+        }
+        Where::Shortened => {
+            // All but the first: what is newer than 100 ms is not in the `high` file yet.
+            let records = disk.log_records();
+            records > 1 && (1..records).rev().all(|nth| disk.lose_record(nth))
         }
         Where::Vote => disk.flip(Place::Vote, bit),
         Where::Purged => disk.flip(Place::Purged, bit),

@@ -86,6 +86,11 @@ impl Queue {
         })
     }
 
+    /// The silent lease is not due yet: nobody was granted.
+    pub fn stands(&self, world: &World) -> bool {
+        world.elapsed() < self.held_at + self.ttl
+    }
+
     /// Steps until all were granted, in order; the first of them within `patience` after the silent lease was due. A change of
     /// the leadership stops ClusterTime for as long as it takes.
     pub fn served(self, world: &mut World, patience: Duration) -> Result<()> {

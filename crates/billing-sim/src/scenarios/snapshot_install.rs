@@ -12,12 +12,15 @@ use billing_server::node::Role;
 
 use super::queue::{Queue, waiters};
 use super::raw::{self, Answer};
-use super::steps::{all_but, broken, drawn, end_well, insist, pick, submit};
+use super::steps::{all_but, broken, drawn, end_well, insist, pick, submit, writes};
 use crate::chance::Chance;
 use crate::machines::node::NodeSettings;
 use crate::world::{Setting, World};
 
 const QUEUE: &str = "order-1";
+const WAITERS: u64 = 3;
+/// Rounds of writing until the log must have been purged.
+const LOAD_MAX: u64 = 100;
 const ANSWERED: &str = "answered-1";
 const ANSWERED_TTL: Duration = Duration::from_secs(280);
 
@@ -53,6 +56,18 @@ pub fn run(world: &mut World) -> Result<()> {
         ));
     };
     silent_leases(world)?;
+    // Until the log alone cannot help the node that is away.
+    let purged = |world: &World| {
+        let leader = world.leads_now().and_then(|id| world.status(id));
+        leader.and_then(|status| status.purged)
+    };
+    for _ in 0..LOAD_MAX {
+        if purged(world) > had {
+            break;
+        }
+        writes(world, 5)?;
+    }
+    ensure!(purged(world) > had, "the log was never purged");
     // No caller waits for anything while the queue is counted.
     for caller in world.callers.values() {
         caller.rest();
@@ -61,21 +76,13 @@ pub fn run(world: &mut World) -> Result<()> {
         let leader = world.leads_now().and_then(|id| world.hosts[&id].node());
         leader.is_some_and(|node| waiters(&node) == 0)
     })?;
-    let ttl = drawn(world, 9_000, 16_000);
-    let queue = Queue::form(world, QUEUE, ttl, 3)?;
+    let ttl = drawn(world, 12_000, 18_000);
+    let queue = Queue::form(world, QUEUE, ttl, WAITERS)?;
     let leader = world.leads_now().unwrap_or(leader);
     world.on(
         leader,
         |node| async move { node.take_snapshot().await.is_ok() },
     )?;
-    // The load goes on until the log alone cannot help the node that is away.
-    world.until("the log is purged past what the node has", |world| {
-        let purged = world
-            .leads_now()
-            .and_then(|id| world.status(id))
-            .and_then(|status| status.purged);
-        purged > had
-    })?;
     let healed_after = drawn(world, 0, 2_000);
     world.pass(healed_after)?;
     let before = world.status(away).and_then(|status| status.snapshot);
@@ -86,6 +93,18 @@ pub fn run(world: &mut World) -> Result<()> {
         })
     })?;
     world.note(format_args!("node {away} was given a snapshot"));
+    ensure!(
+        queue.stands(world),
+        "the queue was served before the snapshot came: this proves nothing"
+    );
+    let there = world.hosts[&away].node().map_or(0, |node| waiters(&node));
+    if there != WAITERS {
+        return Err(broken(
+            "waiters_in_order",
+            Some(QUEUE),
+            format!("{there} wait on node {away} after the snapshot, not {WAITERS}"),
+        ));
+    }
 
     let moved = world.chance.below(2) == 0;
     if moved {
