@@ -38,7 +38,7 @@ struct State {
 
 impl State {
     fn true_ns(&mut self) -> u64 {
-        let now = turmoil::sim_elapsed().map_or(0, |elapsed| nanos(elapsed));
+        let now = turmoil::sim_elapsed().map_or(0, nanos);
         self.seen_ns = self.seen_ns.max(now);
         self.seen_ns
     }
