@@ -160,7 +160,7 @@ mod tests {
                 b"true",
             ],
             memory: Memory {
-                fixed: 32 * 1024,
+                fixed: 64 * 1024,
                 per_byte: 64,
             },
         };
