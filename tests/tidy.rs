@@ -81,6 +81,7 @@ const ARROWS: [(&str, &[&str]); 14] = [
             "billing-env",
             "billing-gate",
             "billing-proto",
+            "billing-sandbox",
             "billing-server",
             "billing-store",
             "billing-worker",
