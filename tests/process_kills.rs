@@ -119,6 +119,7 @@ api_version = "2024-06-20"
 key_retention = "6s"
 sticky_declines = true
 stored_errors = true
+api = "payment_intents"
 single_use_object = true
 look_up = true
 look_up_lag = "0s"
