@@ -25,6 +25,9 @@ use crate::world::{Setting, World};
 const LASTS_MIN: Duration = Duration::from_secs(120);
 /// How long an invoice may take to end after the last fault: the back-off of a doubt doubles.
 const ENDING_PATIENCE: Duration = Duration::from_secs(2_400);
+/// A look-up that finds nothing counts when both clocks say so (§4). An attempt that was begun while the leader's wall clock was
+/// a year ahead would wait for a year: a person, whose word goes by ClusterTime alone, ends it.
+const PERSON_EVERY: Duration = Duration::from_secs(600);
 /// A waiter is granted so long after the lease before it ended, at most.
 const GRANT_PATIENCE: Duration = Duration::from_millis(1_500);
 
@@ -257,15 +260,42 @@ fn waiters(node: &billing_server::node::Node) -> u64 {
 /// Steps until every invoice of the workers has ended, or waits for a time that is far away.
 fn ended(world: &mut World) -> Result<()> {
     let deadline = world.elapsed() + ENDING_PATIENCE;
+    let mut person_at = world.elapsed() + PERSON_EVERY;
     while world.elapsed() < deadline {
         world.pass(Duration::from_millis(500))?;
         let open = world.open_invoices();
         let waits =
             |invoice: &String| waits_for_its_next_try(world.replay(), world.records(), invoice);
+        if world.elapsed() >= person_at {
+            person_at = world.elapsed() + PERSON_EVERY;
+            for invoice in open.iter().filter(|invoice| !waits(invoice)) {
+                a_person_looks(world, invoice)?;
+            }
+        }
         if open.iter().all(waits) {
             return Ok(());
         }
     }
     // What has not ended, the property names.
+    Ok(())
+}
+
+/// Somebody looks at the provider's books, and says so where nothing was charged. The ledger judges whether it is too early.
+fn a_person_looks(world: &World, invoice: &str) -> Result<()> {
+    let rows = world.provider.books().of(invoice);
+    if rows.iter().any(|row| row.succeeded) {
+        return Ok(()); // The next look-up finds it.
+    }
+    world.note(format_args!("a person looks for {invoice}: nothing"));
+    let invoice = invoice.to_owned();
+    drop(world.desk_begin(move |client| async move {
+        let read = client.get_invoice(&invoice, false).await.ok();
+        let Some(attempt) = read.and_then(|read| read.open_attempt) else {
+            return false;
+        };
+        let key = &attempt.idempotency_key;
+        let word = client.resolve_charge(&invoice, key, None, "the provider's books");
+        word.await.is_ok()
+    })?);
     Ok(())
 }
