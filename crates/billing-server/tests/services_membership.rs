@@ -15,6 +15,9 @@ use billing_server::server::ClientLimits;
 use common::{Cluster, PATIENCE, out_of_bounds, refused};
 use tonic::{Code, Status};
 
+/// Between two tries of what is refused for a moment.
+const ASK_AGAIN: Duration = Duration::from_millis(20);
+
 fn promote(node_id: u64, replaces: u64, allow_even: bool) -> v1::PromoteMemberRequest {
     v1::PromoteMemberRequest {
         node_id,
@@ -81,51 +84,53 @@ async fn members(cluster: &Cluster, at: usize) -> Result<Vec<v1::Member>> {
     Ok(status.into_inner().members)
 }
 
+/// Asks until it is done or refused for another reason than one of `passing`. Those pass when another node has caught up or was
+/// heard from, which nothing but the answer shows.
+async fn asked_until_done<T, Fut>(passing: &[MembershipReason], ask: impl Fn() -> Fut) -> Result<T>
+where
+    Fut: Future<Output = Result<tonic::Response<T>, tonic::Status>>,
+{
+    let asked = async {
+        loop {
+            let failure = match ask().await {
+                Ok(answer) => return Ok(answer.into_inner()),
+                Err(status) => Failure::from(status),
+            };
+            match failure {
+                Failure::Rejected(Rejection::MembershipRefused { reason, .. })
+                    if passing.contains(&reason) => {}
+                other => bail!("{other:?}"),
+            }
+            tokio::time::sleep(ASK_AGAIN).await;
+        }
+    };
+    let answered = tokio::time::timeout(PATIENCE, asked).await;
+    answered.context("it was refused for too long")?
+}
+
 /// Asks until the node has caught up.
 async fn promoted(
     cluster: &Cluster,
     at: usize,
     what: v1::PromoteMemberRequest,
 ) -> Result<Vec<v1::Member>> {
-    let asked = async {
-        loop {
-            match cluster.operators(at)?.promote_member(what).await {
-                Ok(answer) => return Ok(answer.into_inner().members),
-                Err(status) => match Failure::from(status) {
-                    Failure::Rejected(Rejection::MembershipRefused {
-                        reason: MembershipReason::Lags,
-                        ..
-                    }) => tokio::time::sleep(Duration::from_millis(20)).await,
-                    other => bail!("{other:?}"),
-                },
-            }
-        }
-    };
-    tokio::time::timeout(PATIENCE, asked)
-        .await
-        .context("it never caught up")?
+    let operators = cluster.operators(at)?;
+    let done = asked_until_done(&[MembershipReason::Lags], || {
+        let mut operators = operators.clone();
+        async move { operators.promote_member(what).await }
+    });
+    Ok(done.await?.members)
 }
 
 /// Asks until it is done: a leader of a moment ago has not heard from everybody yet.
 async fn transferred(cluster: &Cluster, at: usize, to: u64) -> Result<u64> {
-    let asked = async {
-        loop {
-            let answer = cluster.operators(at)?.transfer_leader(transfer(to)).await;
-            match answer {
-                Ok(moved) => return Ok(moved.into_inner().leader_id),
-                Err(status) => match Failure::from(status) {
-                    Failure::Rejected(Rejection::MembershipRefused {
-                        reason: MembershipReason::Lags | MembershipReason::NoMajority,
-                        ..
-                    }) => tokio::time::sleep(Duration::from_millis(20)).await,
-                    other => bail!("{other:?}"),
-                },
-            }
-        }
-    };
-    tokio::time::timeout(PATIENCE, asked)
-        .await
-        .context("nobody was ready to lead")?
+    let operators = cluster.operators(at)?;
+    let passing = [MembershipReason::Lags, MembershipReason::NoMajority];
+    let done = asked_until_done(&passing, || {
+        let mut operators = operators.clone();
+        async move { operators.transfer_leader(transfer(to)).await }
+    });
+    Ok(done.await?.leader_id)
 }
 
 #[tokio::test]
