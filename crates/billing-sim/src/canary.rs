@@ -131,8 +131,8 @@ impl Canary {
             trace: None,
         };
         let (mut whole, mut noticed) = (false, None);
-        run_all([job(None), job(Some(rule))], cores(), |job, end| {
-            if job.sabotage.is_none() {
+        run_all([job(None), job(Some(rule))], cores(), |end| {
+            if end.job.sabotage.is_none() {
                 whole = end.held;
             } else {
                 noticed = end.broken().map(str::to_owned);
@@ -172,10 +172,11 @@ impl Canary {
                 trace: None,
             })
         });
-        run_all(jobs, cores(), |_, end| {
+        run_all(jobs, cores(), |end| {
             tried += 1;
             if let (None, Some(property)) = (&found, end.broken()) {
-                found = Some((end.scenario.clone(), end.seed, property.to_owned()));
+                let job = &end.job;
+                found = Some((job.scenario.clone(), job.seed, property.to_owned()));
             }
             Ok(found.is_none())
         })?;

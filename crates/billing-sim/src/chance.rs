@@ -1,6 +1,7 @@
 //! Decides where chance comes from: the seed, and nothing else.
 
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
 use billing_env::RandomSource;
 use rand::rngs::SmallRng;
@@ -24,6 +25,20 @@ impl Chance {
     /// Anything below `bound`, which must not be 0.
     pub fn below(&self, bound: u64) -> u64 {
         self.next_u64() % bound
+    }
+
+    /// Anything between the two, in milliseconds, both included.
+    pub fn between_ms(&self, from: u64, to: u64) -> Duration {
+        Duration::from_millis(from + self.below(to - from + 1))
+    }
+
+    /// One of them; none where there is none, and nothing is drawn then.
+    pub fn pick<T: Clone>(&self, among: &[T]) -> Option<T> {
+        if among.is_empty() {
+            return None;
+        }
+        let nth = self.below(among.len() as u64);
+        among.get(usize::try_from(nth).ok()?).cloned()
     }
 }
 

@@ -116,19 +116,6 @@ pub struct Faults {
     due: Vec<(Duration, Cure)>,
 }
 
-/// Between two faults of one machine's disk or process there is always a majority that could be whole.
-fn drawn(world: &World, from_ms: u64, to_ms: u64) -> Duration {
-    Duration::from_millis(from_ms + world.chance.below(to_ms - from_ms + 1))
-}
-
-fn pick<T: Clone>(world: &World, among: &[T]) -> Option<T> {
-    if among.is_empty() {
-        return None;
-    }
-    let nth = world.chance.below(among.len() as u64);
-    among.get(usize::try_from(nth).ok()?).cloned()
-}
-
 impl Faults {
     fn later(&mut self, world: &World, after: Duration, cure: Cure) {
         self.due.push((world.elapsed() + after, cure));
@@ -186,7 +173,7 @@ impl Faults {
         // The leader more often than not: what happens to it matters.
         let node = match leader {
             Some(leader) if world.chance.below(10) < 6 => Some(leader),
-            _ => pick(world, &running),
+            _ => world.chance.pick(&running),
         };
         let workers: Vec<String> = world.workers.keys().map(|&n| worker_name(n)).collect();
         let callers: Vec<String> = world
@@ -195,11 +182,11 @@ impl Faults {
             .map(|caller| caller.machine.name.clone())
             .collect();
         let clients: Vec<String> = workers.iter().chain(&callers).cloned().collect();
-        let everybody: Vec<String> = world.machines().into_keys().collect();
+        let everybody: Vec<String> = world.machines().keys().cloned().collect();
         match kind {
             Kind::NodeCutOff => {
                 let Some(node) = node else { return Ok(()) };
-                let (name, lasts) = (node_name(node), drawn(world, 500, 15_000));
+                let (name, lasts) = (node_name(node), world.chance.between_ms(500, 15_000));
                 let others = everybody.iter().filter(|other| **other != name);
                 for other in others.cloned().collect::<Vec<_>>() {
                     world.network().partition(name.as_str(), other.as_str());
@@ -208,38 +195,38 @@ impl Faults {
                 world.note(format_args!("{name} is cut off for {lasts:?}"));
             }
             Kind::OneWay => {
-                let (Some(from), Some(to)) = (node, pick(world, &nodes)) else {
+                let (Some(from), Some(to)) = (node, world.chance.pick(&nodes)) else {
                     return Ok(());
                 };
                 if from != to {
                     let (from, to) = (node_name(from), node_name(to));
-                    let lasts = drawn(world, 500, 15_000);
+                    let lasts = world.chance.between_ms(500, 15_000);
                     world.network().partition_oneway(from.as_str(), to.as_str());
                     world.note(format_args!("{from} does not reach {to} for {lasts:?}"));
                     self.later(world, lasts, Cure::Reach(from, to));
                 }
             }
             Kind::Bridge => {
-                let (Some(a), Some(b)) = (node, pick(world, &nodes)) else {
+                let (Some(a), Some(b)) = (node, world.chance.pick(&nodes)) else {
                     return Ok(());
                 };
                 if a != b {
-                    let lasts = drawn(world, 1_000, 20_000);
+                    let lasts = world.chance.between_ms(1_000, 20_000);
                     self.cut(world, &node_name(a), &node_name(b), lasts);
                 }
             }
             Kind::ClientCutOff => {
-                let (Some(client), Some(node)) = (pick(world, &clients), node) else {
+                let (Some(client), Some(node)) = (world.chance.pick(&clients), node) else {
                     return Ok(());
                 };
-                let lasts = drawn(world, 500, 15_000);
+                let lasts = world.chance.between_ms(500, 15_000);
                 self.cut(world, &client, &node_name(node), lasts);
             }
             Kind::ProviderCutOff => {
-                let Some(worker) = pick(world, &workers) else {
+                let Some(worker) = world.chance.pick(&workers) else {
                     return Ok(());
                 };
-                let lasts = drawn(world, 500, 10_000);
+                let lasts = world.chance.between_ms(500, 10_000);
                 self.cut(world, &worker, PROVIDER, lasts);
             }
             Kind::NodeStopped => {
@@ -247,7 +234,7 @@ impl Faults {
                 self.stop(world, &node_name(node), false, 300, 12_000);
             }
             Kind::ClientStopped | Kind::ClientSuspended => {
-                let Some(client) = pick(world, &clients) else {
+                let Some(client) = world.chance.pick(&clients) else {
                     return Ok(());
                 };
                 let most = most_before_a_send(world, workers.contains(&client));
@@ -258,16 +245,17 @@ impl Faults {
             }
             Kind::WorkerStalls => {
                 let numbers: Vec<u64> = world.workers.keys().copied().collect();
-                let (Some(number), Some(place)) =
-                    (pick(world, &numbers), pick(world, &CHARGE_PLACES))
-                else {
+                let (Some(number), Some(place)) = (
+                    world.chance.pick(&numbers),
+                    world.chance.pick(&CHARGE_PLACES),
+                ) else {
                     return Ok(());
                 };
                 // Mostly past the session's end; now and then past the provider's memory of the key.
                 let lasts = match world.chance.below(6) {
-                    0 => profile::KEY_RETENTION + drawn(world, 0, 20_000),
-                    1 => profile::VALID_FOR + drawn(world, 0, 5_000),
-                    _ => drawn(world, 500, 8_000),
+                    0 => profile::KEY_RETENTION + world.chance.between_ms(0, 20_000),
+                    1 => profile::VALID_FOR + world.chance.between_ms(0, 5_000),
+                    _ => world.chance.between_ms(500, 8_000),
                 };
                 let lasts = lasts.min(most_before_a_send(world, place == "checked"));
                 world.workers[&number].machine.pauses.stall_at(place, lasts);
@@ -289,7 +277,7 @@ impl Faults {
                 } else {
                     &callers
                 };
-                if let Some(client) = pick(world, among) {
+                if let Some(client) = world.chance.pick(among) {
                     // A process that is stopped is killed all the same, and its successor runs.
                     if world.machines()[&client].clock.is_stopped() {
                         world.thaw(&client);
@@ -307,7 +295,7 @@ impl Faults {
                 };
                 world.hosts[&node].disk.set_fault(fault);
                 world.may_end.insert(node);
-                let lasts = drawn(world, 2_000, 15_000);
+                let lasts = world.chance.between_ms(2_000, 15_000);
                 world.note(format_args!(
                     "the disk of node {node} is {fault:?} for {lasts:?}"
                 ));
@@ -315,7 +303,10 @@ impl Faults {
             }
             Kind::DiskSlow => {
                 let Some(node) = node else { return Ok(()) };
-                let (sync, lasts) = (drawn(world, 20, 400), drawn(world, 1_000, 10_000));
+                let (sync, lasts) = (
+                    world.chance.between_ms(20, 400),
+                    world.chance.between_ms(1_000, 10_000),
+                );
                 world.hosts[&node].disk.set_sync_takes(sync);
                 world.note(format_args!(
                     "a sync of node {node} takes {sync:?} for {lasts:?}"
@@ -323,12 +314,17 @@ impl Faults {
                 self.later(world, lasts, Cure::SyncTakes(node));
             }
             Kind::WallJumps => {
-                let Some(name) = pick(world, &everybody) else {
+                let Some(name) = world.chance.pick(&everybody) else {
                     return Ok(());
                 };
                 const HOUR_MS: i64 = 3_600_000;
-                let by = pick(world, &[HOUR_MS, -HOUR_MS, 24 * 365 * HOUR_MS, 40_000]);
-                let (by, lasts) = (by.unwrap_or(HOUR_MS), drawn(world, 1_000, 60_000));
+                let by = world
+                    .chance
+                    .pick(&[HOUR_MS, -HOUR_MS, 24 * 365 * HOUR_MS, 40_000]);
+                let (by, lasts) = (
+                    by.unwrap_or(HOUR_MS),
+                    world.chance.between_ms(1_000, 60_000),
+                );
                 world.machines()[&name].clock.set_wall_offset_ms(by);
                 world.note(format_args!(
                     "the wall clock of {name} is off by {by} ms for {lasts:?}"
@@ -336,15 +332,15 @@ impl Faults {
                 self.later(world, lasts, Cure::Wall(name));
             }
             Kind::Drift => {
-                let Some(name) = pick(world, &everybody) else {
+                let Some(name) = world.chance.pick(&everybody) else {
                     return Ok(());
                 };
                 let ppm = if world.promises.clocks_keep_drift {
-                    pick(world, &[9_000, -9_000, 500, -500])
+                    world.chance.pick(&[9_000, -9_000, 500, -500])
                 } else {
-                    pick(world, &[100_000, -100_000, 1_000_000, -500_000])
+                    world.chance.pick(&[100_000, -100_000, 1_000_000, -500_000])
                 };
-                let (ppm, lasts) = (ppm.unwrap_or(500), drawn(world, 5_000, 60_000));
+                let (ppm, lasts) = (ppm.unwrap_or(500), world.chance.between_ms(5_000, 60_000));
                 let clock = &world.machines()[&name].clock;
                 clock.at(world.elapsed());
                 clock.set_rate_ppm(ppm);
@@ -355,7 +351,7 @@ impl Faults {
             }
             Kind::Loss => {
                 let share = 0.001 * (1 + world.chance.below(20)) as f64;
-                let lasts = drawn(world, 1_000, 8_000);
+                let lasts = world.chance.between_ms(1_000, 8_000);
                 world.network().set_fail_rate(share);
                 world.note(format_args!(
                     "{share:.3} of the messages are lost for {lasts:?}"
@@ -363,16 +359,19 @@ impl Faults {
                 self.later(world, lasts, Cure::NoLoss);
             }
             Kind::Delay => {
-                let (most, lasts) = (drawn(world, 30, 900), drawn(world, 1_000, 10_000));
+                let (most, lasts) = (
+                    world.chance.between_ms(30, 900),
+                    world.chance.between_ms(1_000, 10_000),
+                );
                 world.network().set_max_message_latency(most);
                 world.note(format_args!("messages take up to {most:?} for {lasts:?}"));
                 self.later(world, lasts, Cure::NoDelay);
             }
             Kind::LateMessages => {
-                let (Some(client), Some(node)) = (pick(world, &clients), node) else {
+                let (Some(client), Some(node)) = (world.chance.pick(&clients), node) else {
                     return Ok(());
                 };
-                let (node, lasts) = (node_name(node), drawn(world, 5_000, 90_000));
+                let (node, lasts) = (node_name(node), world.chance.between_ms(5_000, 90_000));
                 world.network().hold(client.as_str(), node.as_str());
                 world.note(format_args!(
                     "what {client} and {node} send each other arrives {lasts:?} later"
@@ -393,7 +392,7 @@ impl Faults {
                     decline_share: share(world) / 4.0,
                     ..usual
                 };
-                let lasts = drawn(world, 2_000, 20_000);
+                let lasts = world.chance.between_ms(2_000, 20_000);
                 world.note(format_args!(
                     "the provider misbehaves for {lasts:?}: {faults:?}"
                 ));
@@ -407,7 +406,7 @@ impl Faults {
                 world.note(format_args!("the leader is told to hand over"));
             }
             Kind::Snapshot => {
-                let Some(node) = pick(world, &running) else {
+                let Some(node) = world.chance.pick(&running) else {
                     return Ok(());
                 };
                 drop(world.begin(
@@ -434,7 +433,7 @@ impl Faults {
         if world.machines()[name].clock.is_stopped() {
             return;
         }
-        let lasts = drawn(world, from_ms, to_ms);
+        let lasts = world.chance.between_ms(from_ms, to_ms);
         world.freeze(name, suspended);
         self.later(world, lasts, Cure::Thaw(name.to_owned()));
     }
@@ -449,7 +448,7 @@ impl Faults {
             world.thaw(&node_name(node));
         }
         world.crash_as(node, crash)?;
-        let down = drawn(world, 100, 8_000);
+        let down = world.chance.between_ms(100, 8_000);
         self.later(world, down, Cure::Start(node));
         Ok(())
     }
@@ -501,7 +500,7 @@ fn most_before_a_send(world: &World, may_fall_there: bool) -> Duration {
 
 fn some_invoice(world: &World) -> Option<String> {
     let invoices: Vec<String> = world.invoices.keys().cloned().collect();
-    pick(world, &invoices)
+    world.chance.pick(&invoices)
 }
 
 fn put_right(world: &mut World, cure: &Cure) {

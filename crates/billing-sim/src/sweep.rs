@@ -13,12 +13,10 @@ use billing_sim::scenarios;
 use crate::repeat_line;
 
 const PROGRESS_EVERY: Duration = Duration::from_secs(10);
-const LOOK_EVERY: Duration = Duration::from_millis(20);
 
 /// How one run ended.
 pub struct Ended {
-    pub scenario: String,
-    pub seed: u64,
+    pub job: Job,
     pub held: bool,
     /// The last line of a run: key=value, separated by spaces.
     pub line: String,
@@ -56,12 +54,7 @@ pub struct Job {
     pub trace: Option<PathBuf>,
 }
 
-struct Running {
-    job: Job,
-    child: Child,
-}
-
-fn start(job: Job) -> Result<Running> {
+fn start(job: &Job) -> Result<Child> {
     let this = std::env::current_exe().context("this binary's own path")?;
     let mut command = Command::new(this);
     command
@@ -77,15 +70,14 @@ fn start(job: Job) -> Result<Running> {
     if let Some(path) = &job.trace {
         command.arg("--trace").arg(path);
     }
-    let child = command.spawn().context("a process for a seed")?;
-    Ok(Running { job, child })
+    command.spawn().context("a process for a seed")
 }
 
 /// Runs all jobs, a few at a time; `each` hears of every end, and says whether to go on.
 pub fn run_all(
     jobs: impl IntoIterator<Item = Job>,
     at_once: usize,
-    mut each: impl FnMut(&Job, Ended) -> Result<bool>,
+    mut each: impl FnMut(Ended) -> Result<bool>,
 ) -> Result<()> {
     let mut jobs = jobs.into_iter();
     // What a run says fits a pipe only if somebody reads it: a thread for each.
@@ -99,7 +91,7 @@ pub fn run_all(
                 break;
             };
             let ends = ends.clone();
-            let Running { job, child } = start(job)?;
+            let child = start(&job)?;
             running += 1;
             std::thread::spawn(move || {
                 let output = child.wait_with_output();
@@ -110,10 +102,7 @@ pub fn run_all(
         if running == 0 {
             return Ok(());
         }
-        let (job, output) = match ended.recv_timeout(LOOK_EVERY) {
-            Ok(end) => end,
-            Err(_) => continue,
-        };
+        let (job, output) = ended.recv().context("the end of a seed's process")?;
         running -= 1;
         let output = output.context("the end of a seed's process")?;
         let text = String::from_utf8_lossy(&output.stdout).into_owned();
@@ -122,13 +111,12 @@ pub fn run_all(
             bail!("{} {}: {said}", job.scenario, job.seed);
         }
         let end = Ended {
-            scenario: job.scenario.clone(),
-            seed: job.seed,
+            job,
             held: output.status.success(),
             line: text.lines().last().unwrap_or_default().to_owned(),
             said,
         };
-        if !each(&job, end)? {
+        if !each(end)? {
             more = false;
         }
     }
@@ -177,7 +165,7 @@ impl Sweep {
         });
         let (began, mut shown) = (Instant::now(), Instant::now());
         let (mut ran, mut simulated, mut failed) = (0_u64, Duration::ZERO, Vec::new());
-        run_all(jobs, self.at_once, |_, end| {
+        run_all(jobs, self.at_once, |end| {
             ran += 1;
             simulated += end.simulated();
             if end.held {
@@ -186,7 +174,7 @@ impl Sweep {
                 }
             } else {
                 eprintln!("{}", end.said.trim_end());
-                failed.push(end.seed);
+                failed.push(end.job.seed);
             }
             if shown.elapsed() >= PROGRESS_EVERY
                 || (std::io::stderr().is_terminal() && ran % 4 == 0)
@@ -288,7 +276,7 @@ impl Twice {
                 sabotage: None,
                 trace: Some(path(time)),
             });
-            run_all(jobs, cores(), |_, _| Ok(true))?;
+            run_all(jobs, cores(), |_| Ok(true))?;
             let [one, other] = [1, 2].map(|time| std::fs::read(path(time)));
             let (one, other) = (one.context("a trace")?, other.context("a trace")?);
             ensure!(!one.is_empty(), "seed {seed} left an empty trace");
@@ -357,11 +345,11 @@ impl Kept {
             });
         }
         let (count, mut held) = (jobs.len(), 0);
-        run_all(jobs, cores(), |_, end| {
+        run_all(jobs, cores(), |end| {
             held += usize::from(end.held);
             if !end.held {
                 eprintln!("{}", end.said.trim_end());
-                eprintln!("{}", repeat_line(&end.scenario, end.seed, None));
+                eprintln!("{}", repeat_line(&end.job.scenario, end.job.seed, None));
             }
             Ok(true)
         })?;

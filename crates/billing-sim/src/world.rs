@@ -9,7 +9,6 @@ use std::time::{Duration, UNIX_EPOCH};
 use anyhow::{Result, anyhow, bail};
 use billing_client::Client;
 use billing_core::{AuditRecord, InvoiceId};
-use billing_env::Clock as _;
 use billing_server::node::{Consistency, Node, NodeStatus, Role};
 use billing_server::raft::seed_this_thread;
 use billing_store::sim::Crash;
@@ -102,6 +101,8 @@ pub struct World {
     pub callers: BTreeMap<u64, Arc<Caller>>,
     pub provider: Arc<ProviderHost>,
     pub desk: Arc<Desk>,
+    /// Every machine, by name.
+    machines: BTreeMap<String, Machine>,
     pub chance: Chance,
     pub record: Record,
     pub promises: Promises,
@@ -164,6 +165,9 @@ impl World {
             hosts: BTreeMap::new(),
             workers: BTreeMap::new(),
             callers: BTreeMap::new(),
+            machines: [&provider.machine, &desk.machine]
+                .map(|machine| (machine.name.clone(), machine.clone()))
+                .into(),
             provider,
             desk,
             promises: profile::promises(setting.provider),
@@ -196,8 +200,11 @@ impl World {
         Ok(world)
     }
 
-    fn machine(&self, name: String) -> Machine {
-        Machine::new(name, self.seed, drift(&self.chance), self.record.clone())
+    fn machine(&mut self, name: String) -> Machine {
+        let drift = drift(&self.chance);
+        let machine = Machine::new(name.clone(), self.seed, drift, self.record.clone());
+        self.machines.insert(name, machine.clone());
+        machine
     }
 
     /// A new machine with an empty disk; beyond the founding ones it waits to be added.
@@ -228,7 +235,8 @@ impl World {
             gate: profile::gate_config(self.setting.provider)?,
             drift: self.setting.drift_declared,
         };
-        let worker = Arc::new(Worker::new(self.machine(worker_name(number)), settings));
+        let machine = self.machine(worker_name(number));
+        let worker = Arc::new(Worker::new(machine, settings));
         let running = worker.clone();
         self.sim
             .host(worker_name(number), move || running.clone().run());
@@ -256,6 +264,7 @@ impl World {
     pub fn retire(&mut self, id: u64) {
         self.end_process(id, Crash::default());
         self.hosts.remove(&id);
+        self.machines.remove(&node_name(id));
         self.note(format_args!("node {id} is out of use"));
     }
 
@@ -277,17 +286,9 @@ impl World {
         &self.records
     }
 
-    /// Every machine, by name.
-    pub fn machines(&self) -> BTreeMap<String, Machine> {
-        let hosts = self.hosts.values().map(|host| &host.machine);
-        let workers = self.workers.values().map(|worker| &worker.machine);
-        let callers = self.callers.values().map(|caller| &caller.machine);
-        hosts
-            .chain(workers)
-            .chain(callers)
-            .chain([&self.provider.machine, &self.desk.machine])
-            .map(|machine| (machine.name.clone(), machine.clone()))
-            .collect()
+    /// Every machine in use, by name.
+    pub fn machines(&self) -> &BTreeMap<String, Machine> {
+        &self.machines
     }
 
     /// One tick of every machine and of the network.
@@ -307,31 +308,31 @@ impl World {
     pub fn look(&mut self) -> Result<()> {
         let now = self.sim.elapsed();
         self.looks += 1;
-        for machine in self.machines().values() {
+        for machine in self.machines.values() {
             machine.clock.at(now);
         }
         self.bury()?;
-        let statuses = self.leaders();
-        for (id, role) in statuses {
-            if self.roles.insert(id, role) != Some(role) && role.0 == Role::Leader {
-                self.note(format_args!("node {id} leads term {}", role.1));
-            }
-        }
         let mut nodes = BTreeMap::new();
         let mut applied = Vec::new();
         for (&id, host) in &self.hosts {
-            let Some(node) = host.node().filter(|_| !self.wrong.contains(&id)) else {
-                continue;
-            };
-            let from = self.taken.get(&id).copied().unwrap_or(0) + 1;
+            let Some(node) = host.node() else { continue };
             let status = node.status();
+            let role = (status.role, status.term);
+            if self.roles.insert(id, role) != Some(role) && role.0 == Role::Leader {
+                self.record
+                    .note(format_args!("node {id} leads term {}", role.1));
+            }
+            if self.wrong.contains(&id) {
+                continue;
+            }
+            let from = self.taken.get(&id).copied().unwrap_or(0) + 1;
             let read = node.read(Consistency::Stale, |ledger| {
                 let more = ledger.audit_last_index() >= from;
                 let records = more.then(|| ledger.audit(from, RECORDS_MAX).0);
-                (ledger.token_last(), records.unwrap_or_default())
+                records.unwrap_or_default()
             });
             // A stale read waits for nothing.
-            let Some(Ok(((token_last, records), _))) = read.now_or_never() else {
+            let Some(Ok((records, _))) = read.now_or_never() else {
                 continue;
             };
             if let Some(last) = records.last() {
@@ -343,7 +344,6 @@ impl World {
                 NodeView {
                     state: status.state_hash,
                     cluster_time: status.cluster_time,
-                    token_last: token_last.0,
                 },
             );
         }
@@ -436,16 +436,6 @@ impl World {
             }
         }
         Ok(())
-    }
-
-    fn leaders(&self) -> BTreeMap<u64, (Role, u64)> {
-        self.hosts
-            .iter()
-            .filter_map(|(&id, host)| {
-                let status = host.node()?.status();
-                Some((id, (status.role, status.term)))
-            })
-            .collect()
     }
 
     /// What the running nodes say of themselves.
@@ -623,8 +613,8 @@ impl World {
     }
 
     fn names_but(&self, name: &str) -> Vec<String> {
-        let names = self.machines().into_keys();
-        names.filter(|other| other != name).collect()
+        let names = self.machines.keys().filter(|other| *other != name);
+        names.cloned().collect()
     }
 
     /// Cuts a node off from everybody, both ways.
@@ -647,7 +637,7 @@ impl World {
     /// Stops a machine's processes: their clocks stand, and they neither read nor write. `suspended`: the machine itself sleeps,
     /// and its monotonic clock does not count that.
     pub fn freeze(&mut self, name: &str, suspended: bool) {
-        if let Some(machine) = self.machines().get(name) {
+        if let Some(machine) = self.machines.get(name) {
             machine.clock.at(self.sim.elapsed());
             machine.clock.stop(suspended);
         }
@@ -656,7 +646,7 @@ impl World {
     }
 
     pub fn thaw(&mut self, name: &str) {
-        if let Some(machine) = self.machines().get(name) {
+        if let Some(machine) = self.machines.get(name) {
             machine.clock.at(self.sim.elapsed());
             machine.clock.go_on();
         }
@@ -754,11 +744,6 @@ impl World {
             judged(property.name(), verdict)?;
         }
         Ok(())
-    }
-
-    /// Wall time as the machine of `name` has it, for whoever wants to bend it.
-    pub fn wall_ms(&self, name: &str) -> Option<u64> {
-        Some(self.machines().get(name)?.clock.wall_ms())
     }
 }
 

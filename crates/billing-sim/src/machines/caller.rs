@@ -116,13 +116,13 @@ impl Life<'_> {
         } else {
             &self.settings().locks
         };
-        let Some(invoice) = pick(among, self.below(among.len().max(1) as u64)) else {
+        let Some(invoice) = self.caller.machine.chance.pick(among) else {
             return;
         };
         if self.below(4) == 0 {
-            self.get(invoice).await;
+            self.get(&invoice).await;
         }
-        let Some(guard) = self.acquire(session, invoice).await else {
+        let Some(guard) = self.acquire(session, &invoice).await else {
             return;
         };
         let token = guard.token().0;
@@ -142,9 +142,9 @@ impl Life<'_> {
             0 => drop(guard),
             1 => {
                 self.act_for(&guard, Duration::from_secs(8)).await;
-                self.release(guard, invoice, token).await;
+                self.release(guard, &invoice, token).await;
             }
-            _ => self.release(guard, invoice, token).await,
+            _ => self.release(guard, &invoice, token).await,
         }
     }
 
@@ -384,8 +384,4 @@ fn terms() -> v1::ChargeTerms {
         can_look_up: false,
         sticky: false,
     }
-}
-
-fn pick(among: &[String], nth: u64) -> Option<&String> {
-    among.get(usize::try_from(nth).ok()?)
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use billing_core::{AuditRecord, InvoiceId, What};
+use billing_core::{AuditRecord, InvoiceId, LeaseEventKind, What};
 
 use super::{End, Property, Verdict};
 use crate::record::Promise;
@@ -38,7 +38,7 @@ impl Property for AckedSurvives {
     }
 }
 
-fn keeps(record: &AuditRecord, promise: &Promise) -> bool {
+pub(super) fn keeps(record: &AuditRecord, promise: &Promise) -> bool {
     match promise {
         Promise::Submitted => matches!(record.what, What::Submitted { .. }),
         Promise::Granted { token } => {
@@ -56,6 +56,9 @@ fn keeps(record: &AuditRecord, promise: &Promise) -> bool {
             matches!(record.what, What::Declined { .. }) && record.token.0 == *token
         }
         // However it ended: a release of what is over is answered OK too.
-        Promise::Released { token } => record.what.lease().is_some() && record.token.0 == *token,
+        Promise::Released { token } => {
+            let ended = record.what.lease();
+            matches!(ended, Some((LeaseEventKind::Ended, _))) && record.token.0 == *token
+        }
     }
 }

@@ -17,6 +17,8 @@ pub mod replicas_agree;
 pub mod same_request_same_answer;
 pub mod sends_in_time;
 pub mod stale_token_refused;
+#[cfg(test)]
+mod tests;
 pub mod tokens_grow;
 
 use std::collections::BTreeMap;
@@ -56,7 +58,6 @@ pub type Verdict = Result<(), (Option<String>, String)>;
 pub struct NodeView {
     pub state: StateHash,
     pub cluster_time: ClusterTime,
-    pub token_last: u64,
 }
 
 /// One moment.

@@ -11,7 +11,7 @@ use billing_env::RandomSource as _;
 use billing_proto::v1;
 
 use super::raw::{self, Answer};
-use super::steps::{broken, drawn, end_well, pick};
+use super::steps::{broken, end_well, pick};
 use crate::chance::Chance;
 use crate::machines::node::NodeSettings;
 use crate::machines::{DESK, node_name};
@@ -85,12 +85,12 @@ fn request(
     };
     let wait_ms = match world.chance.below(2) {
         0 => 0,
-        _ => ms(drawn(world, 500, 8_000)),
+        _ => ms(world.chance.between_ms(500, 8_000)),
     };
     // Some leases are over when the late copy comes.
     let ttl_ms = match world.chance.below(3) {
-        0 => ms(drawn(world, 150_000, 250_000)),
-        _ => ms(drawn(world, 1_000, 10_000)),
+        0 => ms(world.chance.between_ms(150_000, 250_000)),
+        _ => ms(world.chance.between_ms(1_000, 10_000)),
     };
     let id = id(world);
     let plain = v1::AcquireLeaseRequest {
@@ -138,9 +138,9 @@ fn request(
 fn gap(world: &World) -> Gap {
     match world.chance.below(4) {
         0 => Gap::AtOnce,
-        1 => Gap::Later(drawn(world, 1, 3_000)),
-        2 => Gap::Later(drawn(world, 3_000, 90_000)),
-        _ => Gap::Held(drawn(world, 50, 6_000)),
+        1 => Gap::Later(world.chance.between_ms(1, 3_000)),
+        2 => Gap::Later(world.chance.between_ms(3_000, 90_000)),
+        _ => Gap::Held(world.chance.between_ms(50, 6_000)),
     }
 }
 
@@ -257,7 +257,7 @@ fn withdraw_then_copy(world: &mut World, nodes: &[u64], round: u64) -> Result<()
     let second = pick(world, &others)?;
     let (request, session) = request(world, first, round)?;
     let held = world.chance.below(2) == 0;
-    let gap = drawn(world, 0, 4_000);
+    let gap = world.chance.between_ms(0, 4_000);
     let count = world.setting.nodes;
     world.note(format_args!(
         "{} is asked for by {session} at node {first}, withdrawn at node {second}; copy held: {held}",
@@ -301,7 +301,7 @@ fn withdraw_then_copy(world: &mut World, nodes: &[u64], round: u64) -> Result<()
     if held {
         world.network().release(DESK, node_name(first).as_str());
     }
-    let later = drawn(world, 0, 2_000);
+    let later = world.chance.between_ms(0, 2_000);
     world.pass(later)?;
     let copy = request.clone();
     let late = world.desk_do("send a late copy", move |client| async move {

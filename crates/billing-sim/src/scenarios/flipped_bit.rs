@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 use billing_store::REJOIN;
 use billing_store::sim::{Crash, Place};
 
-use super::steps::{all_but, drawn, end_well, ends_with_advice, pick, rejoin, writes};
+use super::steps::{all_but, end_well, ends_with_advice, pick, rejoin, writes};
 use crate::chance::Chance;
 use crate::machines::node::NodeSettings;
 use crate::world::{Setting, World};
@@ -48,7 +48,7 @@ pub fn run(world: &mut World) -> Result<()> {
     world.bootstrapped()?;
     let all: Vec<u64> = world.hosts.keys().copied().collect();
     world.leader(&all)?;
-    let load = drawn(world, 4_000, 10_000);
+    let load = world.chance.between_ms(4_000, 10_000);
     world.pass(load)?;
     let victim = pick(world, &all)?;
     let place = pick(world, &ALL)?;
@@ -59,7 +59,7 @@ pub fn run(world: &mut World) -> Result<()> {
                 .status(victim)
                 .is_some_and(|status| status.snapshot.is_some())
         })?;
-        let more = drawn(world, 0, 5_000);
+        let more = world.chance.between_ms(0, 5_000);
         world.pass(more)?;
     }
     let unsynced = world.hosts[&victim].disk.unsynced() as u64;
@@ -72,7 +72,7 @@ pub fn run(world: &mut World) -> Result<()> {
     world.note(format_args!(
         "a bit flips on the disk of node {victim}: {place:?}, {flipped}"
     ));
-    let down = drawn(world, 100, 3_000);
+    let down = world.chance.between_ms(100, 3_000);
     world.pass(down)?;
     world.restart(victim);
     let must_end = flipped
@@ -88,7 +88,7 @@ pub fn run(world: &mut World) -> Result<()> {
             let host = &world.hosts[&victim];
             host.node().is_some() || host.ended().is_some()
         })?;
-        let more = drawn(world, 1_000, 4_000);
+        let more = world.chance.between_ms(1_000, 4_000);
         world.pass(more)?;
     }
     let others = all_but(world, &[victim]);

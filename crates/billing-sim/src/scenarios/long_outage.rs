@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use billing_core::{IdempotencyKey, What};
 use billing_sandbox::Faults;
 
-use super::steps::{broken, drawn, end_well, pick, submit};
+use super::steps::{broken, end_well, pick, submit};
 use crate::chance::Chance;
 use crate::machines::worker_name;
 use crate::profile::{self, KEY_RETENTION, Provider, REQUEST_TIMEOUT, VALID_FOR};
@@ -44,7 +44,7 @@ pub fn run(world: &mut World) -> Result<()> {
     world.provider.set_faults(silent);
     submit(world, 6)?;
     world.until("an attempt is open", |world| !open_keys(world).is_empty())?;
-    let more = drawn(world, 0, 6_000);
+    let more = world.chance.between_ms(0, 6_000);
     world.pass(more)?;
     while open_keys(world).is_empty() {
         // Those have ended by now.
@@ -53,7 +53,7 @@ pub fn run(world: &mut World) -> Result<()> {
     }
     let open = open_keys(world);
     let outage = pick(world, &[Outage::Nodes, Outage::Workers, Outage::Both])?;
-    let lasts = KEY_RETENTION + drawn(world, 500, 40_000);
+    let lasts = KEY_RETENTION + world.chance.between_ms(500, 40_000);
     world.note(format_args!(
         "{outage:?} are away for {lasts:?}, open: {open:?}"
     ));

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::{Result, ensure};
 
 use super::steps::{
-    begin_add, begin_promote, begin_remove, done, drawn, end_well, fresh_id, pick, submit, writes,
+    begin_add, begin_promote, begin_remove, done, end_well, fresh_id, pick, submit, writes,
 };
 use crate::chance::Chance;
 use crate::machines::node::NodeSettings;
@@ -36,7 +36,7 @@ pub fn setting(chance: &Chance) -> Setting {
 pub fn run(world: &mut World) -> Result<()> {
     world.bootstrapped()?;
     submit(world, 6)?;
-    let pause = drawn(world, 500, 3_000);
+    let pause = world.chance.between_ms(500, 3_000);
     world.pass(pause)?;
     let mut voters: Vec<u64> = world.hosts.keys().copied().collect();
     for _ in 0..3 + world.chance.below(3) {
@@ -125,7 +125,7 @@ fn gone(world: &mut World, id: u64) -> Result<()> {
 
 /// Something happens to one node while a change is under way, and is put right; whoever crashed runs again.
 fn disturb(world: &mut World) -> Result<()> {
-    let soon = drawn(world, 0, 120);
+    let soon = world.chance.between_ms(0, 120);
     world.pass(soon)?;
     let running: Vec<u64> = world
         .hosts
@@ -138,7 +138,7 @@ fn disturb(world: &mut World) -> Result<()> {
         Some(leader) if world.chance.below(2) == 0 => leader,
         _ => pick(world, &running)?,
     };
-    let lasts = drawn(world, 200, 6_000);
+    let lasts = world.chance.between_ms(200, 6_000);
     match world.chance.below(4) {
         0 => {
             world.crash(id)?;

@@ -8,7 +8,7 @@ use billing_core::{Actor, Command, Evidence, Ledger, PauseProvider, ProviderId, 
 use billing_store::REJOIN;
 use billing_store::sim::SimDisk;
 
-use super::steps::{all_but, drawn, end_well, ends_with_advice, pick, rejoin, submit, writes};
+use super::steps::{all_but, end_well, ends_with_advice, pick, rejoin, submit, writes};
 use crate::chance::Chance;
 use crate::world::{Setting, World};
 
@@ -25,7 +25,7 @@ pub fn run(world: &mut World) -> Result<()> {
     let all: Vec<u64> = world.hosts.keys().copied().collect();
     world.leader(&all)?;
     submit(world, 4)?;
-    let load = drawn(world, 500, 5_000);
+    let load = world.chance.between_ms(500, 5_000);
     world.pass(load)?;
     let victim = pick(world, &all)?;
     let taken = world.on(
@@ -33,7 +33,7 @@ pub fn run(world: &mut World) -> Result<()> {
         |node| async move { node.take_snapshot().await.is_ok() },
     )?;
     ensure!(taken, "no snapshot was taken");
-    let more = drawn(world, 0, 2_000);
+    let more = world.chance.between_ms(0, 2_000);
     world.pass(more)?;
     world.crash(victim)?;
     let (host, node) = (world.hosts[&victim].clone(), victim);

@@ -9,7 +9,7 @@ use billing_core::IdempotencyKey;
 use billing_proto::v1;
 use billing_sandbox::Faults;
 
-use super::steps::{broken, drawn, end_well, insist, submit};
+use super::steps::{broken, end_well, insist, submit};
 use crate::chance::Chance;
 use crate::machines::worker_name;
 use crate::profile::{self, Provider};
@@ -46,7 +46,7 @@ pub fn run(world: &mut World) -> Result<()> {
     world.provider.set_faults(silent);
     submit(world, 5)?;
     world.until("an attempt is open", |world| !open(world).is_empty())?;
-    let more = drawn(world, 0, 2_000);
+    let more = world.chance.between_ms(0, 2_000);
     world.pass(more)?;
     while open(world).is_empty() {
         // Those have ended by now.
@@ -74,7 +74,7 @@ pub fn run(world: &mut World) -> Result<()> {
         },
     )?;
     submit(world, 2)?;
-    let while_changed = drawn(world, 500, 25_000);
+    let while_changed = world.chance.between_ms(500, 25_000);
     world.pass(while_changed)?;
     // What the old gate had sent may arrive late; the new one has nothing to send under these keys.
     untouched(world, &left, changed_at + Duration::from_secs(1))?;

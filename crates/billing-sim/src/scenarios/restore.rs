@@ -17,7 +17,7 @@ use billing_server::node::Consistency;
 use billing_server::restore::Source;
 use billing_store::sim::Image;
 
-use super::steps::{broken, drawn, end_well, insist, submit, submit_again};
+use super::steps::{broken, end_well, insist, submit, submit_again};
 use crate::chance::Chance;
 use crate::machines::node::peer;
 use crate::profile::Provider;
@@ -42,17 +42,17 @@ pub fn setting(chance: &Chance) -> Setting {
 pub fn run(world: &mut World) -> Result<()> {
     world.bootstrapped()?;
     submit(world, 8)?;
-    let some = drawn(world, 0, 1_500);
+    let some = world.chance.between_ms(0, 1_500);
     world.pass(some)?;
     let file = back_up(world)?;
     let kept = backup_length(&file)?;
     world.note(format_args!("a backup holds {kept} records"));
-    let more = drawn(world, 200, 6_000);
+    let more = world.chance.between_ms(200, 6_000);
     world.pass(more)?;
     if world.chance.below(2) == 0 {
         // The backup does not know these.
         submit(world, 2)?;
-        let later = drawn(world, 0, 4_000);
+        let later = world.chance.between_ms(0, 4_000);
         world.pass(later)?;
     }
     let mut greatest = 0;
@@ -97,7 +97,7 @@ fn restore(world: &mut World, file: &[u8], kept: u64, attempt: u8) -> Result<()>
     }
     world.restored_at(kept)?;
     world.note(format_args!("every disk is lost"));
-    let away = drawn(world, 0, 20_000);
+    let away = world.chance.between_ms(0, 20_000);
     world.pass(away)?;
     let peers: Vec<Peer> = ids
         .iter()
@@ -126,7 +126,7 @@ fn restore(world: &mut World, file: &[u8], kept: u64, attempt: u8) -> Result<()>
                 filled.map_err(|error| say(&error))
             })
         }));
-        let later = drawn(world, 0, 2_000);
+        let later = world.chance.between_ms(0, 2_000);
         world.pass(later)?;
         world.restart(id);
     }
@@ -159,7 +159,7 @@ fn in_order(world: &mut World, greatest: u64) -> Result<()> {
     let wait = if early {
         quiet
     } else {
-        GRANTS_AFTER + drawn(world, 0, 20_000)
+        GRANTS_AFTER + world.chance.between_ms(0, 20_000)
     };
     world.pass(wait + Duration::from_secs(1))?;
     nothing_begun(world, index)?;

@@ -7,7 +7,7 @@ use std::time::Duration;
 use anyhow::Result;
 use billing_store::REJOIN;
 
-use super::steps::{all_but, drawn, end_well, ends_with_advice, rejoin, writes};
+use super::steps::{all_but, end_well, ends_with_advice, rejoin, writes};
 use crate::chance::Chance;
 use crate::world::{Setting, World};
 
@@ -22,12 +22,12 @@ pub fn run(world: &mut World) -> Result<()> {
     world.bootstrapped()?;
     let all: Vec<u64> = world.hosts.keys().copied().collect();
     let leader = world.leader(&all)?;
-    let load = drawn(world, 500, 3_000);
+    let load = world.chance.between_ms(500, 3_000);
     world.pass(load)?;
     let followers = all_but(world, &[leader]);
     let victim = super::steps::pick(world, &followers)?;
     let image = world.hosts[&victim].disk.image();
-    let load = drawn(world, 2_000, 8_000);
+    let load = world.chance.between_ms(2_000, 8_000);
     world.pass(load)?;
     // The one that leads has heard what the node acknowledged.
     let all: Vec<u64> = world.hosts.keys().copied().collect();

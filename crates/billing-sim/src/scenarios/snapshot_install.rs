@@ -12,7 +12,7 @@ use billing_server::node::Role;
 
 use super::queue::{Queue, waiters};
 use super::raw::{self, Answer};
-use super::steps::{all_but, broken, drawn, end_well, insist, pick, submit, writes};
+use super::steps::{all_but, broken, end_well, insist, pick, submit, writes};
 use crate::chance::Chance;
 use crate::machines::node::NodeSettings;
 use crate::world::{Setting, World};
@@ -76,14 +76,14 @@ pub fn run(world: &mut World) -> Result<()> {
         let leader = world.leads_now().and_then(|id| world.hosts[&id].node());
         leader.is_some_and(|node| waiters(&node) == 0)
     })?;
-    let ttl = drawn(world, 12_000, 18_000);
+    let ttl = world.chance.between_ms(12_000, 18_000);
     let queue = Queue::form(world, QUEUE, ttl, WAITERS)?;
     let leader = world.leads_now().unwrap_or(leader);
     world.on(
         leader,
         |node| async move { node.take_snapshot().await.is_ok() },
     )?;
-    let healed_after = drawn(world, 0, 2_000);
+    let healed_after = world.chance.between_ms(0, 2_000);
     world.pass(healed_after)?;
     let before = world.status(away).and_then(|status| status.snapshot);
     world.heal(away);
@@ -161,7 +161,7 @@ fn one_copy(world: &mut World, first: u64, request: v1::AcquireLeaseRequest) -> 
 /// Leases whose holders fall silent: their sessions expire while the node is away, while it is given the snapshot, and later.
 fn silent_leases(world: &mut World) -> Result<()> {
     for number in 1..=12 {
-        let ttl = drawn(world, 1_000, 20_000);
+        let ttl = world.chance.between_ms(1_000, 20_000);
         insist(
             world,
             "hold a lease and fall silent",

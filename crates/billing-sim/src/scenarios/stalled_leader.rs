@@ -9,7 +9,7 @@ use std::time::Duration;
 use anyhow::Result;
 use billing_client::{AcquireOptions, Client, SessionOptions};
 
-use super::steps::{broken, drawn, end_well, pick};
+use super::steps::{broken, end_well, pick};
 use crate::chance::Chance;
 use crate::machines::node::SYNC_TAKES;
 use crate::machines::node_name;
@@ -50,7 +50,7 @@ type LastAct = Arc<Mutex<Option<Duration>>>;
 fn one_round(world: &mut World, round: u64) -> Result<()> {
     let all: Vec<u64> = world.hosts.keys().copied().collect();
     let leader = world.leader(&all)?;
-    let ttl = drawn(world, 1_000, 4_000);
+    let ttl = world.chance.between_ms(1_000, 4_000);
     let stall = pick(world, &[Stall::Leader, Stall::Everybody, Stall::Disks])?;
     let stop = Arc::new(AtomicBool::new(false));
     let mut holders: Vec<LastAct> = Vec::new();
@@ -69,10 +69,10 @@ fn one_round(world: &mut World, round: u64) -> Result<()> {
             want(&client, &lock, &record, &until).await
         })?);
     }
-    let phase = drawn(world, 0, 1_500);
+    let phase = world.chance.between_ms(0, 1_500);
     world.pass(phase)?;
     let whole = u64::try_from(ttl.as_millis())?;
-    let lasts = drawn(world, whole / 3, whole * 13 / 10);
+    let lasts = world.chance.between_ms(whole / 3, whole * 13 / 10);
     world.note(format_args!(
         "round {round}: ttl {ttl:?}, {stall:?} stalls for {lasts:?}, node {leader} leads"
     ));

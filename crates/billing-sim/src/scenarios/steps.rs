@@ -4,7 +4,7 @@
 use std::future::Future;
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, bail, ensure};
+use anyhow::{Context, Result, anyhow, bail, ensure};
 use billing_client::{AcquireOptions, Client, Failure, v1};
 use billing_core::InvoiceId;
 use tokio::sync::oneshot;
@@ -22,15 +22,9 @@ const CHANGE_PATIENCE: Duration = Duration::from_secs(120);
 /// How long an invoice may take to end: the back-off of a doubt doubles.
 const ENDING_PATIENCE: Duration = Duration::from_secs(2 * 3_600);
 
-pub fn drawn(world: &World, from_ms: u64, to_ms: u64) -> Duration {
-    Duration::from_millis(from_ms + world.chance.below(to_ms - from_ms + 1))
-}
-
 /// One of them; there must be one.
 pub fn pick<T: Copy>(world: &World, among: &[T]) -> Result<T> {
-    ensure!(!among.is_empty(), "nothing to choose from");
-    let nth = world.chance.below(among.len() as u64);
-    Ok(among[usize::try_from(nth)?])
+    world.chance.pick(among).context("nothing to choose from")
 }
 
 pub fn all_but(world: &World, left_out: &[u64]) -> Vec<u64> {

@@ -6,17 +6,16 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, anyhow, ensure};
-use billing_client::{AcquireOptions, v1};
+use anyhow::Result;
+use billing_client::v1;
 use billing_core::InvoiceId;
-use tokio::sync::oneshot;
 
+use super::queue::Queue;
 use crate::chance::Chance;
 use crate::clock::EPOCH_S;
 use crate::faults::{Faults, Kind};
 use crate::machines::node::NodeSettings;
 use crate::profile::{CUSTOMERS, Provider};
-use crate::properties::Broken;
 use crate::properties::every_invoice_ends::waits_for_its_next_try;
 use crate::record::Promise;
 use crate::world::{Setting, World};
@@ -173,88 +172,13 @@ fn submit(world: &mut World, bills: Vec<v1::Invoice>) -> Result<()> {
 }
 
 /// A lease whose holder is silent ends in time, and its waiters are granted in the order in which they came.
-pub fn waiters_are_served(world: &mut World) -> Result<()> {
-    const INVOICE: &str = "order-1";
-    const TTL: Duration = Duration::from_secs(2);
-    const WAITERS: u64 = 3;
-    let broken = |property: &str, what: String| -> anyhow::Error {
-        Broken {
-            property: property.to_owned(),
-            invoice: Some(INVOICE.to_owned()),
-            what,
-        }
-        .into()
+fn waiters_are_served(world: &mut World) -> Result<()> {
+    // How late is a question only to clocks that keep what was declared.
+    let patience = match world.promises.clocks_keep_drift {
+        true => GRANT_PATIENCE,
+        false => Duration::MAX,
     };
-    world.desk_do("hold a lease", |client| async move {
-        loop {
-            let options = AcquireOptions::default().ttl(TTL);
-            match client.acquire(INVOICE, "silent", options).await {
-                // Never renewed, never given back.
-                Ok(guard) => return std::mem::forget(guard),
-                Err(_) => tokio::time::sleep(Duration::from_millis(200)).await,
-            }
-        }
-    })?;
-    let held_at = world.elapsed();
-    let mut waiting: Vec<oneshot::Receiver<Result<(u64, Duration), String>>> = Vec::new();
-    for number in 1..=WAITERS {
-        let record = world.record.clone();
-        waiting.push(world.desk_begin(move |client| async move {
-            let options =
-                AcquireOptions::wait(Duration::from_secs(60)).ttl(Duration::from_secs(10));
-            let holder = format!("waiter-{number}");
-            let acquired = client.acquire(INVOICE, &holder, options).await;
-            let guard = acquired.map_err(|failure| failure.to_string())?;
-            let granted = (guard.token().0, record.now());
-            // Whether the release is answered is of no interest here.
-            let _ = guard.release().await;
-            Ok(granted)
-        })?);
-        world.until("a waiter stands in the queue", |world| {
-            let leader = world.leads_now().and_then(|id| world.hosts[&id].node());
-            leader.is_some_and(|node| waiters(&node) >= number)
-        })?;
-    }
-    ensure!(
-        world.elapsed() < held_at + TTL,
-        "the queue took too long to form"
-    );
-    let mut granted = Vec::new();
-    for mut waiter in waiting {
-        let mut found = None;
-        world.until("a waiter is granted", |_| {
-            found = waiter.try_recv().ok();
-            found.is_some()
-        })?;
-        let found = found.ok_or_else(|| anyhow!("no answer"))?;
-        granted.push(found.map_err(|why| broken("waiters_in_order", why))?);
-    }
-    if !granted.is_sorted() {
-        return Err(broken(
-            "waiters_in_order",
-            format!("granted as {granted:?}"),
-        ));
-    }
-    let first = granted.first().map_or(Duration::ZERO, |(_, at)| *at);
-    let late = first.saturating_sub(held_at + TTL);
-    if late > GRANT_PATIENCE && world.promises.clocks_keep_drift {
-        return Err(broken(
-            "expiry_in_time",
-            format!("it ended {late:?} after its deadline"),
-        ));
-    }
-    Ok(())
-}
-
-fn waiters(node: &billing_server::node::Node) -> u64 {
-    use futures::FutureExt;
-    let read = node.read(billing_server::node::Consistency::Stale, |ledger| {
-        ledger.waiters_count()
-    });
-    match read.now_or_never() {
-        Some(Ok((count, _))) => count,
-        _ => 0,
-    }
+    Queue::form(world, "order-1", Duration::from_secs(2), 3)?.served(world, patience)
 }
 
 /// Steps until every invoice of the workers has ended, or waits for a time that is far away.

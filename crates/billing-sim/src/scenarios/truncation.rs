@@ -8,7 +8,7 @@ use anyhow::{Result, ensure};
 use billing_core::{Actor, Command};
 use billing_store::sim::Crash;
 
-use super::steps::{all_but, broken, drawn, end_well, writes};
+use super::steps::{all_but, broken, end_well, writes};
 use crate::chance::Chance;
 use crate::world::{Setting, World};
 
@@ -53,7 +53,7 @@ fn one_round(world: &mut World, round: u64) -> Result<bool> {
         });
         futures::future::join_all(ticks).await
     })?);
-    let alone = drawn(world, 100, 600);
+    let alone = world.chance.between_ms(100, 600);
     world.pass(alone)?;
     let new = world.leader(&others)?;
     ensure!(new != old, "the one that was cut off still leads");
@@ -87,7 +87,7 @@ fn one_round(world: &mut World, round: u64) -> Result<bool> {
         "node {old} had {had:?}, has {has:?} and crashes as {crash:?}"
     ));
     world.crash_as(old, crash)?;
-    let down = drawn(world, 0, 500);
+    let down = world.chance.between_ms(0, 500);
     world.pass(down)?;
     world.restart(old);
     world.until("the node starts again", |world| {

@@ -7,7 +7,7 @@ use anyhow::Result;
 use billing_store::REJOIN;
 use billing_store::sim::Image;
 
-use super::steps::{all_but, drawn, end_well, ends_with_advice, pick, rejoin, writes};
+use super::steps::{all_but, end_well, ends_with_advice, pick, rejoin, writes};
 use crate::chance::Chance;
 use crate::world::{Setting, World};
 
@@ -22,7 +22,7 @@ pub fn run(world: &mut World) -> Result<()> {
     world.bootstrapped()?;
     let all: Vec<u64> = world.hosts.keys().copied().collect();
     let leader = world.leader(&all)?;
-    let load = drawn(world, 2_000, 6_000);
+    let load = world.chance.between_ms(2_000, 6_000);
     world.pass(load)?;
     let victim = if world.chance.below(2) == 0 {
         leader
@@ -40,7 +40,7 @@ pub fn run(world: &mut World) -> Result<()> {
     if with_one_away {
         world.crash(away)?;
     }
-    let down = drawn(world, 0, 3_000);
+    let down = world.chance.between_ms(0, 3_000);
     world.pass(down)?;
     world.restart(victim);
     ends_with_advice(world, victim, REJOIN)?;

@@ -1,0 +1,235 @@
+//! Every property that reads records rings on a log that breaks it, and is silent on the one beside it that does not.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use billing_core::{
+    Actor, AuditRecord, CHAIN_START, ClusterTime, DeclineCode, FencingToken, Finality, HolderId,
+    IdempotencyKey, InvoiceId, ObjectId, SessionId, WallTime, What, chain_hash,
+};
+use billing_server::raft::StateHash;
+
+use super::acked_survives::keeps;
+use super::*;
+use crate::profile::{Provider, promises};
+use crate::record::Promise;
+
+/// Numbered, chained records on one invoice.
+#[derive(Default)]
+struct Log(Vec<AuditRecord>);
+
+impl Log {
+    fn then(mut self, at_ms: u64, token: u64, what: What) -> Log {
+        let mut record = AuditRecord {
+            index: self.0.len() as u64 + 1,
+            at: ClusterTime(at_ms),
+            wall: WallTime(1_000_000 + at_ms),
+            actor: Actor::ledger(),
+            what,
+            invoice: Some(InvoiceId::new("inv-1").expect("an id")),
+            token: FencingToken(token),
+            key: Some(IdempotencyKey::parse("simulated.1.inv-1").expect("a key")),
+            hash: CHAIN_START,
+        };
+        let before = self.0.last().map_or(CHAIN_START, |last| last.hash);
+        record.hash = chain_hash(&before, &record.canonical());
+        self.0.push(record);
+        self
+    }
+
+    /// Charging is allowed, and `token` holds the lease.
+    fn held(token: u64) -> Log {
+        let evidence = billing_core::Evidence::new("the books").expect("evidence");
+        let allowed = What::ChargesAllowed { evidence };
+        Log::default()
+            .then(0, 0, allowed)
+            .then(0, token, acquired())
+    }
+
+    /// What the property says of it, record by record.
+    fn shown_to(&self, property: &mut dyn Property, promises: &Promises) -> Verdict {
+        let mut replay = Replay::default();
+        for record in &self.0 {
+            let seen = Duration::from_millis(record.at.0);
+            replay.step(record, seen, |step| property.step(step, promises))?;
+        }
+        Ok(())
+    }
+}
+
+fn holder() -> HolderId {
+    HolderId::new("worker-1").expect("a holder")
+}
+
+fn acquired() -> What {
+    What::Acquired {
+        session: SessionId::new([1; 16]),
+        holder: holder(),
+    }
+}
+
+fn released() -> What {
+    What::Released { holder: holder() }
+}
+
+fn declined(finality: Finality) -> What {
+    What::Declined {
+        code: DeclineCode::new("card_declined").expect("a code"),
+        retryable: true,
+        finality,
+        proven: true,
+    }
+}
+
+fn attached(object: &str) -> What {
+    let object = ObjectId::new(object).expect("an object");
+    What::ObjectAttached { object }
+}
+
+/// Whether it rings: on `broken`, and not on `whole`.
+fn rings(mut property: impl FnMut() -> Box<dyn Property>, whole: &Log, broken: &Log) {
+    let loose = promises(Provider::LooseKeys);
+    let silent = whole.shown_to(&mut *property(), &loose);
+    assert!(silent.is_ok(), "{silent:?}");
+    assert!(broken.shown_to(&mut *property(), &loose).is_err());
+}
+
+#[test]
+fn a_token_that_does_not_grow_rings() {
+    let property = || Box::new(tokens_grow::TokensGrow) as Box<dyn Property>;
+    let log = |token| {
+        Log::held(5)
+            .then(1, 5, released())
+            .then(2, token, acquired())
+    };
+    rings(property, &log(6), &log(5));
+}
+
+#[test]
+fn a_grant_while_another_lease_stands_rings() {
+    let property = || Box::new(one_holder::OneHolder::default()) as Box<dyn Property>;
+    let whole = Log::held(5).then(1, 5, released()).then(2, 6, acquired());
+    rings(property, &whole, &Log::held(5).then(2, 6, acquired()));
+}
+
+#[test]
+fn a_second_attempt_and_a_second_object_ring() {
+    let property = || Box::new(one_open_attempt::OneOpenAttempt) as Box<dyn Property>;
+    let begun = || Log::held(5).then(1, 5, What::Begun);
+    rings(property, &begun(), &begun().then(2, 5, What::Begun));
+    let twice = |object| {
+        begun()
+            .then(2, 5, attached("pi_1"))
+            .then(3, 5, attached(object))
+    };
+    rings(property, &twice("pi_1"), &twice("pi_2"));
+    let requeued = What::Requeued { reason: None };
+    rings(property, &begun(), &begun().then(2, 0, requeued));
+}
+
+#[test]
+fn an_attempt_before_charging_is_allowed_rings() {
+    let property = || Box::new(one_open_attempt::OneOpenAttempt) as Box<dyn Property>;
+    let early = Log::default()
+        .then(0, 5, acquired())
+        .then(1, 5, What::Begun);
+    rings(property, &Log::held(5).then(1, 5, What::Begun), &early);
+}
+
+#[test]
+fn a_holders_word_under_another_token_rings() {
+    let property = || Box::new(stale_token_refused::StaleTokenRefused) as Box<dyn Property>;
+    let log = |token| Log::held(5).then(1, token, What::Begun);
+    rings(property, &log(5), &log(4));
+}
+
+#[test]
+fn a_no_without_evidence_rings() {
+    let property = || Box::new(doubt_needs_evidence::DoubtNeedsEvidence) as Box<dyn Property>;
+    let begun = || Log::held(5).then(1, 5, What::Begun);
+    let sole = || declined(Finality::SoleSend);
+    let taken_over = begun().then(2, 5, What::TakenOver).then(3, 5, sole());
+    rings(property, &begun().then(2, 5, sole()), &taken_over);
+    let sticky = begun().then(2, 5, declined(Finality::Sticky));
+    rings(property, &begun(), &sticky);
+    let object = || declined(Finality::Object);
+    let with_object = begun().then(2, 5, attached("pi_1")).then(3, 5, object());
+    rings(property, &with_object, &begun().then(2, 5, object()));
+}
+
+#[test]
+fn a_look_up_under_a_lease_that_is_too_old_rings() {
+    let property = || Box::new(doubt_needs_evidence::DoubtNeedsEvidence) as Box<dyn Property>;
+    let quiet = promises(Provider::LooseKeys).quiet_after_ms();
+    let log = |granted_at| {
+        Log::held(5)
+            .then(1, 5, What::Begun)
+            .then(2, 5, released())
+            .then(granted_at, 6, acquired())
+            .then(quiet + 9, 6, What::LookedUpNone { counts: true })
+    };
+    rings(property, &log(quiet + 2), &log(quiet + 1));
+}
+
+#[test]
+fn a_log_whose_time_goes_back_rings() {
+    let property = || Box::new(clock_never_back::ClockNeverBack::default()) as Box<dyn Property>;
+    let log = |at| Log::held(5).then(7, 5, What::Begun).then(at, 5, released());
+    rings(property, &log(7), &log(6));
+}
+
+#[test]
+fn a_release_is_kept_by_an_end_and_not_by_the_grant() {
+    let log = Log::held(5).then(1, 5, released());
+    let promise = Promise::Released { token: 5 };
+    assert!(!keeps(&log.0[1], &promise), "the grant");
+    assert!(keeps(&log.0[2], &promise), "the end");
+    let granted = Promise::Granted { token: 5 };
+    assert!(keeps(&log.0[1], &granted) && !keeps(&log.0[2], &granted));
+}
+
+/// One look at two nodes.
+fn looked(
+    property: &mut dyn Property,
+    states: [(u64, u64, u8); 2],
+    applied: &[(u64, Vec<AuditRecord>)],
+) -> Verdict {
+    let view = |(id, index, hash): (u64, u64, u8)| {
+        let state = StateHash {
+            index,
+            hash: [hash; 32],
+        };
+        let view = NodeView {
+            state,
+            cluster_time: ClusterTime(0),
+        };
+        (id, view)
+    };
+    property.look(&Moment {
+        now: Duration::ZERO,
+        nodes: &BTreeMap::from(states.map(view)),
+        applied,
+        acts: &[],
+        sends: &[],
+        books: None,
+        promises: &promises(Provider::Objects),
+    })
+}
+
+#[test]
+fn states_that_differ_at_one_index_ring() {
+    let mut property = replicas_agree::ReplicasAgree::default();
+    assert!(looked(&mut property, [(1, 7, 1), (2, 6, 2)], &[]).is_ok());
+    assert!(looked(&mut property, [(1, 7, 1), (2, 7, 2)], &[]).is_err());
+}
+
+#[test]
+fn a_record_that_is_another_one_elsewhere_rings() {
+    let states = [(1, 7, 1), (2, 7, 1)];
+    let log = Log::held(5).0;
+    let other = Log::held(6).0;
+    let mut same = audit_chain::AuditChain::default();
+    assert!(looked(&mut same, states, &[(1, log.clone()), (2, log.clone())]).is_ok());
+    let mut differs = audit_chain::AuditChain::default();
+    assert!(looked(&mut differs, states, &[(1, log), (2, other)]).is_err());
+}
