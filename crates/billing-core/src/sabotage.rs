@@ -100,6 +100,8 @@ mod switch {
         BeginBeforeAllowCharges = "begin-before-allow-charges",
         /// Tokens go on from the backup's last one after a restore.
         TokensKeptAtRestore = "tokens-kept-at-restore",
+        /// A decline under a key that a lost log may have used counts as one that the provider keeps.
+        OldKeyTakenForNew = "old-key-taken-for-new",
         /// Leases are granted after a restore before the longest TTL has passed.
         GrantsAtOnceAfterRestore = "grants-at-once-after-restore",
 

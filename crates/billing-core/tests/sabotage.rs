@@ -278,6 +278,21 @@ fn leases_are_granted_at_once_after_a_restore() {
 }
 
 #[test]
+fn an_old_key_is_taken_for_new() {
+    breaks(
+        Sabotage::OldKeyTakenForNew,
+        "
+         0s  op submits inv-7                 => submitted
+         1s  op restores                      => restored L
+         2s  op allows charges                => done
+       302s  ana acquires inv-7 for 60s       => token 1048576001
+       302s  ana begins inv-7 with token 1048576001 sticky => L.1.inv-7 within 3600000 ms
+       303s  ana settles inv-7/1 with token 1048576001 declined stolen sticky => FAILED
+    ",
+    );
+}
+
+#[test]
 fn a_release_with_a_past_token_ends_the_lease() {
     breaks(
         Sabotage::StaleReleaseTaken,

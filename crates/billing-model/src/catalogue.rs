@@ -77,10 +77,9 @@ const STICKY: Config = Config {
 };
 
 const STICKY_RESTORE: Config = Config {
-    name: "sticky/restore-new-keys",
-    what: "the same and a restore, after which no key is issued twice",
+    name: "sticky/restore",
+    what: "the same and a restore, after which old keys are issued again, and their declines prove nothing for a while",
     restore: true,
-    new_keys_after_restore: true,
     ..STICKY
 };
 
@@ -365,10 +364,15 @@ pub const SEARCHES: &[Config] = &[
     ),
     STICKY_RESTORE,
     double(
-        "sticky/restore",
-        "as today: a restored ledger issues old keys again, whose declines the provider may forget midway",
+        "sticky/restore-declines-believed",
+        "a restored ledger believes at once that a decline is kept: the provider may forget an older one midway",
+        less(STICKY_RESTORE, Rule::StickyNotAfterRestore),
+    ),
+    safe(
+        "sticky/restore-new-keys",
+        "the other cure: a restored ledger issues no key twice, and believes declines",
         Config {
-            new_keys_after_restore: false,
+            new_keys_after_restore: true,
             ..STICKY_RESTORE
         },
     ),

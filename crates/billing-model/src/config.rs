@@ -33,6 +33,8 @@ pub enum Rule {
     DeclineNeedsFinality,
     /// STICKY is believed only if the terms say that the provider keeps declines.
     StickyNeedsTerms,
+    /// A restored ledger, which may issue a key again, takes STICKY for nothing until the provider has forgotten all old keys.
+    StickyNotAfterRestore,
     /// SOLE_SEND is not believed once somebody took the attempt over.
     SoleSendNotAfterTakeOver,
     /// A second BeginCharge under the same token is a take-over too.

@@ -186,7 +186,7 @@ impl Money {
         }
         let number = self.settles(before, &who, Rule::DeclineNeedsToken)?;
         let mut after = *before;
-        if self.final_no(&before.ledger, number, &who) {
+        if self.final_no(before, number, &who) {
             after.attempt_dead(number);
             if !config.has(Rule::ObjectOfInvoice) {
                 after.ledger.object = NONE;
@@ -200,12 +200,16 @@ impl Money {
     }
 
     /// The gate names the strongest reason that it has; the ledger looks whether that one holds.
-    fn final_no(&self, ledger: &Ledger, number: usize, who: &Worker) -> bool {
-        let config = &self.config;
+    fn final_no(&self, before: &State, number: usize, who: &Worker) -> bool {
+        let (config, ledger) = (&self.config, &before.ledger);
         if config.objects && config.object_finality {
             return ledger.standing_object().is_some();
         }
-        if config.sticky || !config.has(Rule::StickyNeedsTerms) {
+        // Within the model's time the provider has not forgotten all that was sent before the restore.
+        let key_may_be_older = usize::from(who.opening) >= NUMBERS
+            && !config.new_keys_after_restore
+            && config.has(Rule::StickyNotAfterRestore);
+        if (config.sticky && !key_may_be_older) || !config.has(Rule::StickyNeedsTerms) {
             return true;
         }
         let believed = config.has(Rule::SoleSendNotAfterTakeOver);

@@ -25,6 +25,8 @@ pub struct Attempt {
     pub begun_at: ClusterTime,
     pub begun_wall_ms: u64,
     pub taken_over: bool,
+    /// Its key is none that a log used which a restore lost.
+    pub key_is_new: bool,
     pub closing: bool,
 }
 
@@ -54,6 +56,8 @@ pub struct Replay {
     invoices: BTreeMap<InvoiceId, Invoice>,
     token_last: u64,
     charges_allowed: bool,
+    /// No run lasts the month after which old keys are forgotten: what may be old stays so.
+    restored: bool,
 }
 
 impl Replay {
@@ -88,8 +92,12 @@ impl Replay {
         match &record.what {
             What::Bootstrapped {
                 no_prior_charges, ..
-            } => self.charges_allowed = *no_prior_charges,
+            } => {
+                self.charges_allowed = *no_prior_charges;
+                self.restored = !no_prior_charges;
+            }
             What::Restored { .. } => {
+                self.restored = true;
                 self.charges_allowed = false;
                 self.token_last = self.token_last.max(record.token.0);
             }
@@ -122,6 +130,7 @@ impl Replay {
                     begun_at: record.at,
                     begun_wall_ms: record.wall.0,
                     taken_over: false,
+                    key_is_new: !self.restored,
                     closing: false,
                 });
             }

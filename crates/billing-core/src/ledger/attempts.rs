@@ -114,6 +114,7 @@ impl Ledger {
             opened_by: begin.token,
             token: begin.token,
             taken_over: false,
+            key_is_new: now >= self.scalars.old_keys_until || sabotaged!(OldKeyTakenForNew),
             terms: Some(Arc::clone(&begin.terms)),
             not_after: now.plus(valid_for_ms),
             not_after_wall: wall.plus(valid_for_ms),

@@ -320,10 +320,9 @@ fn check_proof(id: &InvoiceId, attempt: &Attempt) -> Result<(), Broken> {
         (Some(_), AttemptState::Open | AttemptState::Closing) | (None, _) => false,
         (Some(Proof::Charged { .. }), state) => state == AttemptState::Settled,
         (Some(Proof::Declined { finality, object }), state) => {
-            let terms_sticky = attempt.terms.as_ref().is_some_and(|terms| terms.sticky);
             let held = match finality {
                 Finality::None => false,
-                Finality::Sticky => terms_sticky,
+                Finality::Sticky => attempt.keeps_declines(),
                 Finality::SoleSend => !attempt.taken_over,
                 Finality::Object => object.is_some(),
             };

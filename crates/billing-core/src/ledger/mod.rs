@@ -111,6 +111,8 @@ struct Scalars {
     charges_allowed: bool,
     /// No lease is granted before.
     grants_from: ClusterTime,
+    /// Attempts that are opened before may have a key that a lost log used already, and the provider may know it still.
+    old_keys_until: ClusterTime,
     charge_alarms: u64,
     applies: u64,
 }

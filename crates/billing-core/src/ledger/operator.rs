@@ -73,9 +73,10 @@ impl Ledger {
         self.scalars.ledger_id = Some(bootstrap.ledger_id.clone());
         self.jump_tokens();
         self.scalars.charges_allowed = bootstrap.no_prior_charges;
-        self.scalars.grants_from = match bootstrap.no_prior_charges {
-            true => self.scalars.now,
-            false => self.scalars.now.plus(self.config.ttl_max.get()),
+        let now = self.scalars.now;
+        (self.scalars.grants_from, self.scalars.old_keys_until) = match bootstrap.no_prior_charges {
+            true => (now, now),
+            false => (now.plus(self.config.ttl_max.get()), now.plus(OLD_KEYS_MS)),
         };
         let (ledger_id, no_prior_charges) =
             (bootstrap.ledger_id.clone(), bootstrap.no_prior_charges);
@@ -94,7 +95,8 @@ impl Ledger {
     }
 
     /// The state is an old one: whatever was granted or begun since is unknown. Nobody holds anything, no token of that time
-    /// can come again, and no charge begins or continues until somebody has looked.
+    /// can come again, and no charge begins or continues until somebody has looked. Attempt numbers do come again, and keys with
+    /// them: what the provider knows under one is then the answer, where the comparison overlooked it.
     pub(super) fn restore(&mut self, restore: &Restore) -> Result<Reply, Rejection> {
         let ledger_id = self
             .scalars
@@ -114,6 +116,7 @@ impl Ledger {
         }
         self.scalars.charges_allowed = false;
         self.scalars.grants_from = self.scalars.now.plus(self.config.ttl_max.get());
+        self.scalars.old_keys_until = self.scalars.now.plus(OLD_KEYS_MS);
         let mut sessions: Vec<SessionId> = self.sessions.values().map(|open| open.id).collect();
         sessions.sort_unstable(); // The order shows in the audit log.
         for session in &sessions {

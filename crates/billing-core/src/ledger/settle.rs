@@ -469,7 +469,7 @@ fn decline_is_final(
 ) -> bool {
     match finality {
         Finality::None => false,
-        Finality::Sticky => attempt.terms.as_ref().is_some_and(|terms| terms.sticky),
+        Finality::Sticky => attempt.keeps_declines(),
         Finality::SoleSend => {
             attempt.state == AttemptState::Open && attempt.opened_by == token && !attempt.taken_over
         }
@@ -531,6 +531,7 @@ impl Invoice {
                 opened_by: FencingToken::NONE,
                 token: FencingToken::NONE,
                 taken_over: false,
+                key_is_new: false,
                 terms: None,
                 not_after: ClusterTime::default(),
                 not_after_wall: WallTime::default(),

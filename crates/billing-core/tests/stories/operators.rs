@@ -53,6 +53,25 @@ fn after_a_restore_nothing_begins_or_continues_until_charges_are_allowed() {
     ");
 }
 
+/// The restored ledger does not know that attempt 1 was made; the provider may, and may forget it at any moment.
+#[test]
+fn a_decline_under_a_key_that_may_be_older_than_the_restore_proves_nothing_for_a_month() {
+    check(
+        "
+         0s  op submits inv-1                 => submitted
+         0s  op submits inv-2                 => submitted
+         0s  op restores                      => restored L
+       300s  op allows charges                => done
+       300s  ana acquires inv-1 for 60s       => token 536870913
+       300s  ana begins inv-1 with token 536870913 sticky => L.1.inv-1 within 3600000 ms
+       301s  ana settles inv-1/1 with token 536870913 declined stolen sticky => IN_DOUBT
+        31d  ana acquires inv-2 for 60s       => token 536870914
+        31d  ana begins inv-2 with token 536870914 sticky => L.1.inv-2 within 3600000 ms
+        31d  ana settles inv-2/1 with token 536870914 declined stolen sticky => FAILED
+    ",
+    );
+}
+
 #[test]
 fn a_shorter_longest_ttl_is_kept_by_everybody_and_is_what_a_restore_waits_for() {
     check("

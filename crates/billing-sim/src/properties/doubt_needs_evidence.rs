@@ -31,7 +31,7 @@ impl Property for DoubtNeedsEvidence {
             } => {
                 let holds = match finality {
                     Finality::None => false,
-                    Finality::Sticky => promises.sticky,
+                    Finality::Sticky => promises.sticky && attempt.key_is_new,
                     Finality::SoleSend => !attempt.taken_over && attempt.token == record.token.0,
                     Finality::Object => before.object.is_some(),
                 };

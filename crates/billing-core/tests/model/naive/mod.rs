@@ -101,6 +101,7 @@ pub struct Attempt {
     pub not_after: u64,
     pub not_after_wall: u64,
     pub taken_over: bool,
+    pub key_is_new: bool,
     /// None: known only from a report.
     pub terms: Option<Arc<Terms>>,
     /// A decline was heard after which the customer is not asked again.
@@ -176,6 +177,7 @@ pub struct Model {
     pub token_last: u64,
     pub charges_allowed: bool,
     pub grants_from: u64,
+    pub old_keys_until: u64,
     pub sessions: BTreeMap<SessionId, Session>,
     pub ended: BTreeMap<SessionId, Ended>,
     pub invoices: BTreeMap<InvoiceId, Invoice>,
@@ -197,6 +199,7 @@ impl Model {
             token_last: 0,
             charges_allowed: false,
             grants_from: 0,
+            old_keys_until: 0,
             sessions: BTreeMap::new(),
             ended: BTreeMap::new(),
             invoices: BTreeMap::new(),
@@ -377,6 +380,7 @@ impl Model {
         self.charges_allowed = bootstrap.no_prior_charges;
         if !bootstrap.no_prior_charges {
             self.grants_from = self.now + limits::TTL_MS_MAX;
+            self.old_keys_until = self.now + limits::OLD_KEYS_MS;
         }
         Ok(Reply::Bootstrapped {
             ledger_id: bootstrap.ledger_id.clone(),
@@ -387,6 +391,7 @@ impl Model {
         let open: Vec<SessionId> = self.sessions.keys().copied().collect();
         // Nobody is granted anything while the sessions end.
         self.grants_from = self.now + limits::TTL_MS_MAX;
+        self.old_keys_until = self.now + limits::OLD_KEYS_MS;
         self.charges_allowed = false;
         for session in open {
             self.end_session(session, End::Ended);
