@@ -56,6 +56,7 @@ pub fn backup_parts() -> Vec<v1::BackupResponse> {
             base: ClusterTime(0),
             elapsed_ms: 1_000,
             wall: WallTime(NOW_MS),
+            wall_jumped_ms: 0,
         };
         let applied = ledger.apply(stamp, &[(Actor::ledger(), command)]);
         assert!(applied.results.iter().all(Result::is_ok));

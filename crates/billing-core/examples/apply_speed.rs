@@ -55,6 +55,7 @@ impl World {
             base: ClusterTime(0),
             elapsed_ms: self.elapsed_ms,
             wall: WallTime(1_790_000_000_000 + self.elapsed_ms),
+            wall_jumped_ms: 0,
         };
         let batch: Vec<(Actor, Command)> = commands
             .into_iter()

@@ -132,6 +132,7 @@ impl Crowd {
             base: ClusterTime(0),
             elapsed_ms: self.now_ms,
             wall: WallTime(1_790_000_000_000 + self.now_ms),
+            wall_jumped_ms: 0,
         };
         let with_actor = commands
             .into_iter()

@@ -217,6 +217,7 @@ mod tests {
                 base: ClusterTime(0),
                 elapsed_ms: at,
                 wall: WallTime(1_790_000_000_000 + at),
+                wall_jumped_ms: 0,
             };
             let _ = ledger.apply(stamp, &[(text("tester"), command)]);
         };

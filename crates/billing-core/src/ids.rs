@@ -455,7 +455,8 @@ impl fmt::Display for ClusterTime {
     }
 }
 
-/// Unix time in milliseconds, as the leader stamped it. For people, `due_at`, and for forbidding; permits nothing.
+/// Unix time in milliseconds, as the leader stamped it. For people, `due_at`, and for forbidding; permits nothing. What a clock
+/// says that jumped since it was compared closes a door at once, but opens none, and no deadline is counted from it.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -482,6 +483,9 @@ pub struct Stamp {
     /// The leader's monotonic time since it took `base`, in ms.
     pub elapsed_ms: u64,
     pub wall: WallTime,
+    /// How far `wall` has run away from the leader's monotonic time since its last comparison with a majority's clocks, in ms;
+    /// positive: ahead. 0 before the first.
+    pub wall_jumped_ms: i64,
 }
 
 impl Stamp {

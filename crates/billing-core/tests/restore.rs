@@ -10,6 +10,7 @@ fn apply(ledger: &mut Ledger, at_ms: u64, command: Command) -> Result<Reply, Rej
         base: ClusterTime(0),
         elapsed_ms: ledger.now().0 + 1,
         wall: WallTime(BORN_MS + at_ms),
+        wall_jumped_ms: 0,
     };
     let applied = ledger.apply(stamp, &[(Actor::ledger(), command)]);
     applied.results.into_iter().next().expect("one result")
@@ -132,6 +133,7 @@ fn a_clock_that_went_back_takes_the_jump() {
         base: ClusterTime(0),
         elapsed_ms: 1,
         wall: WallTime(1),
+        wall_jumped_ms: 0,
     };
     let applied = ledger.apply(stamp, &[(Actor::ledger(), restore())]);
     assert!(applied.results[0].is_ok());

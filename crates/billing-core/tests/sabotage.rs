@@ -424,6 +424,7 @@ fn apply(ledger: &mut Ledger, command: Command) -> Result<Reply, Rejection> {
         base: ClusterTime(0),
         elapsed_ms: 0,
         wall: WallTime(1_790_000_000_000),
+        wall_jumped_ms: 0,
     };
     let applied = ledger.apply(stamp, &[(Actor::ledger(), command)]);
     applied.results.into_iter().next().expect("one result")

@@ -14,7 +14,8 @@ pub struct Lease {
     pub token: u64,
     pub session: SessionId,
     pub granted_at: ClusterTime,
-    pub granted_wall_ms: u64,
+    /// In true time, when the first node was seen to have applied it.
+    pub granted_seen: Duration,
 }
 
 /// An attempt that is open or closing.
@@ -23,7 +24,8 @@ pub struct Attempt {
     pub key: IdempotencyKey,
     pub token: u64,
     pub begun_at: ClusterTime,
-    pub begun_wall_ms: u64,
+    /// In true time, when the first node was seen to have applied it.
+    pub begun_seen: Duration,
     pub taken_over: bool,
     /// Its key is none that a log used which a restore lost.
     pub key_is_new: bool,
@@ -84,11 +86,11 @@ impl Replay {
             token_last: self.token_last,
             charges_allowed: self.charges_allowed,
         });
-        self.apply(record);
+        self.apply(record, seen);
         looked
     }
 
-    fn apply(&mut self, record: &AuditRecord) {
+    fn apply(&mut self, record: &AuditRecord, seen: Duration) {
         match &record.what {
             What::Bootstrapped {
                 no_prior_charges, ..
@@ -115,7 +117,7 @@ impl Replay {
                     token: record.token.0,
                     session: *session,
                     granted_at: record.at,
-                    granted_wall_ms: record.wall.0,
+                    granted_seen: seen,
                 });
             }
             What::Released { .. }
@@ -128,7 +130,7 @@ impl Replay {
                     key,
                     token: record.token.0,
                     begun_at: record.at,
-                    begun_wall_ms: record.wall.0,
+                    begun_seen: seen,
                     taken_over: false,
                     key_is_new: !self.restored,
                     closing: false,

@@ -51,7 +51,7 @@ impl Ledger {
             }
             None => {
                 // A wrong clock may hold a charge back; it can never let one through.
-                let due_in_ms = next_try_in_ms.max(self.scalars.wall.ms_until(sum.due_at));
+                let due_in_ms = next_try_in_ms.max(self.wall_reached().ms_until(sum.due_at));
                 if due_in_ms > 0 {
                     return Err(not_due(due_in_ms));
                 }
@@ -99,7 +99,7 @@ impl Ledger {
     }
 
     pub(super) fn open_attempt(&mut self, begin: &BeginCharge) -> Result<Reply, Rejection> {
-        let (now, wall) = (self.scalars.now, self.scalars.wall);
+        let (now, wall) = (self.scalars.now, self.wall_reached());
         let used_up = || Rejection::AttemptsUsedUp {
             invoice: begin.invoice.clone(),
         };
@@ -200,7 +200,7 @@ impl Ledger {
     /// How long until a lease can be granted under which a look-up that finds nothing counts: both clocks must agree.
     fn look_up_in_ms(&self, attempt: &Attempt) -> u64 {
         let cluster = self.scalars.now.ms_until(attempt.quiet_at().plus(1));
-        cluster.max(self.scalars.wall.ms_until(attempt.quiet_wall().plus(1)))
+        cluster.max(self.wall_reached().ms_until(attempt.quiet_wall().plus(1)))
     }
 
     pub(super) fn open_attempt_view(&self, invoice: &Invoice) -> Option<ChargeAttempt> {
@@ -214,7 +214,7 @@ impl Ledger {
             },
             token: attempt.token,
             state: attempt.state,
-            send_within_ms: attempt.send_within_ms(self.scalars.now, self.scalars.wall),
+            send_within_ms: attempt.send_within_ms(self.scalars.now, self.wall_perhaps()),
             provider_object: invoice.standing_object().map(|object| object.id.clone()),
             taken_over: attempt.taken_over,
             terms: attempt.terms.clone(),

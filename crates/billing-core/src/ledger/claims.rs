@@ -43,7 +43,7 @@ impl Ledger {
 
     /// Up to `max` invoices in a claim's order. A claim of one takes what is in doubt, or nobody small ever would.
     fn next_due(&self, max: usize) -> Vec<InvoiceId> {
-        let (now, wall) = (self.scalars.now, self.scalars.wall);
+        let (now, wall) = (self.scalars.now, self.wall_reached());
         let doubt_max = (max / 2).max(1).min(max);
         let doubt = self.index.doubt.iter().map(|((due, id), ())| (*due, id));
         let mut next: Vec<InvoiceId> = doubt
@@ -87,7 +87,7 @@ impl Ledger {
 
     /// When the next claim may find something, as far as the ledger knows: events that free nothing count too.
     fn next_due_in_ms(&self) -> Option<u64> {
-        let (now, wall) = (self.scalars.now, self.scalars.wall);
+        let (now, wall) = (self.scalars.now, self.wall_reached());
         let due = self
             .index
             .due

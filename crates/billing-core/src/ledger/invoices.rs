@@ -49,7 +49,7 @@ impl Ledger {
             customer: submit.customer.clone(),
             amount: submit.amount,
             currency: submit.currency,
-            due_at: submit.due_at.unwrap_or(self.scalars.wall),
+            due_at: submit.due_at.unwrap_or(self.wall_reached()),
             priority: submit.priority,
             order: self.scalars.order_last,
         };

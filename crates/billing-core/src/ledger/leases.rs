@@ -279,7 +279,7 @@ impl Ledger {
         session_id: SessionId,
         ttl: Option<TtlMs>,
     ) -> FencingToken {
-        let (now, wall) = (self.scalars.now, self.scalars.wall);
+        let (now, wall) = (self.scalars.now, self.wall_reached());
         let token = FencingToken(self.scalars.token_last.0 + 1);
         let Some(session) = self.session_mut(session_id) else {
             return FencingToken::NONE;

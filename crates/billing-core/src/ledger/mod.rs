@@ -105,6 +105,8 @@ struct Scalars {
     ledger_id: Option<LedgerId>,
     now: ClusterTime,
     wall: WallTime,
+    /// Of the newest stamp; see [`Stamp::wall_jumped_ms`].
+    wall_jumped_ms: i64,
     token_last: FencingToken,
     order_last: u64,
     ticket_last: u64,
@@ -196,6 +198,7 @@ impl Ledger {
         let time_before = self.scalars.now;
         self.scalars.applies += 1;
         self.scalars.wall = stamp.wall;
+        self.scalars.wall_jumped_ms = stamp.wall_jumped_ms;
         let mut results: Vec<Option<Result<Reply, Rejection>>> = vec![None; batch.len()];
 
         // Keep-alives are judged against the old time, unless an open or close of the same session stands before them.

@@ -17,6 +17,23 @@ impl Ledger {
         self.scalars.wall
     }
 
+    /// What wall time surely has reached: what opens by it goes by this one, and so does every deadline that is set now.
+    pub(super) fn wall_reached(&self) -> WallTime {
+        WallTime(
+            self.scalars
+                .wall
+                .0
+                .saturating_sub(self.scalars.wall_jumped_ms.max(0).unsigned_abs()),
+        )
+    }
+
+    /// What wall time may have reached: what closes by it goes by this one.
+    pub(super) fn wall_perhaps(&self) -> WallTime {
+        self.scalars
+            .wall
+            .plus(self.scalars.wall_jumped_ms.min(0).unsigned_abs())
+    }
+
     #[must_use]
     pub fn token_last(&self) -> FencingToken {
         self.scalars.token_last

@@ -51,7 +51,7 @@ impl Ledger {
 
     /// What only the holder may say, and only of the attempt that is open or closing.
     fn settle_under_token(&mut self, settle: &SettleCharge) -> Result<Reply, Rejection> {
-        let (id, now, wall) = (&settle.invoice, self.scalars.now, self.scalars.wall);
+        let (id, now, wall) = (&settle.invoice, self.scalars.now, self.wall_reached());
         let invoice = self.invoice(id).ok_or_else(|| Rejection::NotFound {
             invoice: id.clone(),
         })?;

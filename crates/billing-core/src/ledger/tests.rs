@@ -13,6 +13,7 @@ fn stamp(ms: u64) -> Stamp {
         base: ClusterTime(0),
         elapsed_ms: ms,
         wall: WallTime(1_790_000_000_000 + ms),
+        wall_jumped_ms: 0,
     }
 }
 

@@ -11,6 +11,8 @@ pub struct Clock {
     base: u64,
     taken_at: u64,
     wall_at_zero: u64,
+    /// What it was when it was compared last.
+    wall_compared: u64,
     /// The wall clock may be set back and forth by hours; else it only ever runs with true time.
     pub wild_wall: bool,
     /// Stamps may be older than the commands that they stamp. No leader does that (it reads the stamp after the batch closes),
@@ -24,11 +26,13 @@ pub struct Clock {
 
 impl Clock {
     pub fn new(dice: &mut Dice, wild_wall: bool, old_stamps: bool, far: u64) -> Self {
+        let wall_at_zero = 1_760_000_000_000 + dice.below(1_000_000);
         Self {
             truth: 0,
             base: 0,
             taken_at: 0,
-            wall_at_zero: 1_760_000_000_000 + dice.below(1_000_000),
+            wall_at_zero,
+            wall_compared: wall_at_zero,
             wild_wall,
             old_stamps,
             steps: [
@@ -63,6 +67,11 @@ impl Clock {
         }
     }
 
+    /// A majority's clocks say the same.
+    fn compare(&mut self) {
+        self.wall_compared = self.wall_at_zero;
+    }
+
     /// The stamp of an entry proposed now; `applied` is the cluster's time so far.
     pub fn stamp(&mut self, dice: &mut Dice, applied: u64) -> Stamp {
         if dice.below(100) < self.elections {
@@ -73,6 +82,9 @@ impl Clock {
             self.base = applied;
             self.taken_at = self.truth;
         }
+        if dice.percent(5) {
+            self.compare();
+        }
         let mut elapsed_ms = self.truth - self.taken_at;
         if self.old_stamps && dice.percent(3) {
             elapsed_ms = elapsed_ms.saturating_sub(dice.between(0, 3_000));
@@ -81,6 +93,7 @@ impl Clock {
             base: ClusterTime(self.base),
             elapsed_ms,
             wall: WallTime(self.wall_at_zero + self.truth),
+            wall_jumped_ms: self.wall_at_zero as i64 - self.wall_compared as i64,
         }
     }
 }

@@ -82,6 +82,27 @@ fn a_key_is_sent_no_longer_than_either_clock_allows() {
     );
 }
 
+/// Until a majority's clocks were asked, a jump closes at once and opens nothing, and no deadline is counted from it.
+#[test]
+fn a_wall_clock_that_jumped_alone_only_closes() {
+    check(
+        "
+         0s  op submits inv-1                 => submitted
+         0s  op submits inv-9 due 1h          => submitted
+         0s  ana opens a session for 60s      => session for 60000 ms
+         1s  wall jumps 365d ahead
+         1s  op submits inv-2                 => submitted
+         1s  ana claims 9 as 1                => claimed [inv-1:1 inv-2:2]
+         1s  ana begins inv-1 with token 1 valid 100s => L.1.inv-1 within 0 ms
+         2s  wall jumps 365d back
+         2s  wall is compared
+         2s  ana begins inv-1 with token 1    => L.1.inv-1 within 99000 ms, taken over
+         3s  wall jumps 1h back
+         3s  ana begins inv-1 with token 1    => L.1.inv-1 within 98000 ms, taken over
+    ",
+    );
+}
+
 #[test]
 fn the_first_object_wins_and_belongs_to_the_invoice() {
     check("

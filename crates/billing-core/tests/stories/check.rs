@@ -33,6 +33,8 @@ struct Play {
     base: ClusterTime,
     since_ms: u64,
     wall_ahead_ms: i64,
+    /// How much of that no majority has confirmed.
+    wall_jumped_ms: i64,
     now_ms: u64,
     requests: BTreeMap<String, u8>,
     batch: Vec<(Actor, Command)>,
@@ -48,6 +50,7 @@ impl Play {
             base: ClusterTime(0),
             since_ms: 0,
             wall_ahead_ms: 0,
+            wall_jumped_ms: 0,
             now_ms: 0,
             requests: BTreeMap::new(),
             batch: Vec::new(),
@@ -80,6 +83,9 @@ impl Play {
         let words: Vec<&str> = command.split_whitespace().collect();
         match words.as_slice() {
             ["wall", "is", far, "ahead"] => self.wall_ahead_ms = i64::try_from(ms(far)).unwrap(),
+            ["wall", "jumps", far, "ahead"] => self.wall_jumps(i64::try_from(ms(far)).unwrap()),
+            ["wall", "jumps", far, "back"] => self.wall_jumps(-i64::try_from(ms(far)).unwrap()),
+            ["wall", "is", "compared"] => self.wall_jumped_ms = 0,
             ["wall", "is", far, "behind"] => self.wall_ahead_ms = -i64::try_from(ms(far)).unwrap(),
             ["a", "new", "leader", "counts", "from", base] => {
                 self.base = ClusterTime(ms(base));
@@ -145,6 +151,11 @@ impl Play {
         );
     }
 
+    fn wall_jumps(&mut self, by_ms: i64) {
+        self.wall_ahead_ms += by_ms;
+        self.wall_jumped_ms += by_ms;
+    }
+
     fn apply(&mut self, at_ms: u64) -> Applied {
         let wall = (WALL_START_MS + at_ms)
             .checked_add_signed(self.wall_ahead_ms)
@@ -153,6 +164,7 @@ impl Play {
             base: self.base,
             elapsed_ms: at_ms - self.since_ms,
             wall: WallTime(wall),
+            wall_jumped_ms: self.wall_jumped_ms,
         };
         let batch = std::mem::take(&mut self.batch);
         self.ledger.apply(stamp, &batch)

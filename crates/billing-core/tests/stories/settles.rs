@@ -281,6 +281,17 @@ fn a_look_up_counts_only_when_both_clocks_agree() {
         "lookup",
         "
          1s  ana settles inv-7/1 with token 1 unknown => IN_DOUBT
+        10s  wall jumps 10s back
+        12s  wall is compared
+        12s  wall jumps 1h ahead
+        16s  ben acquires inv-7 for 60s       => token 2, attempt 1 Open
+        16s  ben settles inv-7/1 with token 2 found none => IN_DOUBT
+    ",
+    );
+    charging(
+        "lookup",
+        "
+         1s  ana settles inv-7/1 with token 1 unknown => IN_DOUBT
          2s  wall is 1h ahead
          5s  ben acquires inv-7 for 60s       => token 2, attempt 1 Open
          5s  ben settles inv-7/1 with token 2 found none => IN_DOUBT

@@ -121,6 +121,7 @@ impl Desk {
             base: ClusterTime(0),
             elapsed_ms: self.clock.monotonic().since(self.began_at).as_millis() as u64,
             wall: WallTime(self.clock.wall_ms()),
+            wall_jumped_ms: 0,
         };
         let actor = Actor::new("test").expect("an actor");
         let applied = self

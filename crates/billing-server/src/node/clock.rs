@@ -27,6 +27,8 @@ pub struct LeaderClock {
     ready: watch::Sender<Option<LeaderId>>,
     /// Added to this machine's wall clock while it disagrees with a majority's.
     wall_correction_ms: AtomicI64,
+    /// What was stamped right after the last comparison, and when that was.
+    compared: Mutex<Option<(WallTime, MonoTime)>>,
 }
 
 impl LeaderClock {
@@ -37,6 +39,7 @@ impl LeaderClock {
             base: Mutex::default(),
             ready: watch::Sender::new(None),
             wall_correction_ms: AtomicI64::new(0),
+            compared: Mutex::default(),
         }
     }
 
@@ -73,11 +76,25 @@ impl LeaderClock {
     /// The stamp for an entry that is proposed now, in `leadership`. `None` before that leadership has a base.
     pub fn stamp(&self, leadership: LeaderId) -> Option<Stamp> {
         let base = (*self.base()).filter(|base| base.leadership == leadership)?;
-        let elapsed = self.clock.monotonic().since(base.at);
+        let now = self.clock.monotonic();
+        let elapsed = now.since(base.at);
+        let wall = self.wall();
         Some(Stamp {
             base: base.time,
             elapsed_ms: u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX),
-            wall: self.wall(),
+            wall,
+            wall_jumped_ms: self.wall_jumped_ms(wall, now),
+        })
+    }
+
+    /// How far `wall` is ahead of what the last comparison and the time since then make of it.
+    fn wall_jumped_ms(&self, wall: WallTime, now: MonoTime) -> i64 {
+        let compared = *self.compared.lock().unwrap_or_else(PoisonError::into_inner);
+        compared.map_or(0, |(then, at)| {
+            let since = u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX);
+            let expected = then.plus(since);
+            let far = i64::try_from(wall.0.abs_diff(expected.0)).unwrap_or(i64::MAX);
+            if wall < expected { -far } else { far }
         })
     }
 
@@ -92,9 +109,12 @@ impl LeaderClock {
         self.wall_correction_ms.load(Ordering::Relaxed)
     }
 
+    /// The clocks were compared with a majority's, and this is what came of it.
     pub fn correct_wall(&self, correction_ms: i64) {
         self.wall_correction_ms
             .store(correction_ms, Ordering::Relaxed);
+        *self.compared.lock().unwrap_or_else(PoisonError::into_inner) =
+            Some((self.wall(), self.clock.monotonic()));
     }
 
     /// Changes when a leadership got its base.
@@ -136,8 +156,9 @@ mod tests {
 
     use super::*;
 
+    /// Monotonic nanoseconds, and how far the wall clock is off.
     #[derive(Default)]
-    struct ByHand(AtomicU64);
+    struct ByHand(AtomicU64, AtomicI64);
 
     impl ByHand {
         fn advance(&self, by: Duration) {
@@ -153,7 +174,8 @@ mod tests {
             BootTime(self.0.load(Ordering::Relaxed))
         }
         fn wall_ms(&self) -> u64 {
-            1_000_000
+            let since_ms = self.0.load(Ordering::Relaxed) / 1_000_000;
+            (1_000_000 + since_ms).saturating_add_signed(self.1.load(Ordering::Relaxed))
         }
         fn sleep(&self, _: Duration) -> BoxFuture<'static, ()> {
             Box::pin(std::future::pending())
@@ -195,6 +217,29 @@ mod tests {
         clock.own_entry_applied(again, ClusterTime(20_000));
         hand.advance(Duration::from_secs(1));
         assert_eq!(proposed(&clock, again), Some(21_000));
+    }
+
+    #[test]
+    fn a_jump_of_the_wall_clock_is_told_until_the_next_comparison() {
+        let hand = Arc::new(ByHand::default());
+        let clock = LeaderClock::new(1, hand.clone());
+        let own = leadership(3, 1);
+        clock.own_entry_applied(own, ClusterTime(0));
+        let told = || {
+            let stamp = clock.stamp(own)?;
+            Some((stamp.wall.0, stamp.wall_jumped_ms))
+        };
+        hand.1.store(5_000, Ordering::Relaxed);
+        assert_eq!(told(), Some((1_005_000, 0)), "never compared");
+        clock.correct_wall(-5_000);
+        hand.advance(Duration::from_secs(7));
+        assert_eq!(told(), Some((1_007_000, 0)), "as the others say");
+        hand.1.store(65_000, Ordering::Relaxed);
+        assert_eq!(told(), Some((1_067_000, 60_000)), "ahead");
+        hand.1.store(-25_000, Ordering::Relaxed);
+        assert_eq!(told(), Some((977_000, -30_000)), "back");
+        clock.correct_wall(0);
+        assert_eq!(told(), Some((982_000, 0)), "a majority went along");
     }
 
     #[test]

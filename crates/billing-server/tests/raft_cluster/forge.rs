@@ -23,6 +23,7 @@ pub async fn forge(folder: &Path, node: u64, provider: &str) -> Result<()> {
         base: ledger.now(),
         elapsed_ms: 0,
         wall: ledger.wall(),
+        wall_jumped_ms: 0,
     };
     let pause = Command::PauseProvider(PauseProvider {
         provider: ProviderId::new(provider)?,

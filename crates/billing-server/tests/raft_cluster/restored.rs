@@ -164,6 +164,7 @@ fn write_backup(path: &std::path::Path) -> Result<()> {
         base: ClusterTime(0),
         elapsed_ms: 0,
         wall: WallTime(1_700_000_000_000),
+        wall_jumped_ms: 0,
     };
     let bootstrap = Command::Bootstrap(Bootstrap {
         ledger_id: LedgerId::new("demo")?,

@@ -72,6 +72,7 @@ async fn forge(disk: SimDisk, node: u64) -> Result<(), String> {
             base: ledger.now(),
             elapsed_ms: 0,
             wall: ledger.wall(),
+            wall_jumped_ms: 0,
         };
         let pause = Command::PauseProvider(PauseProvider {
             provider: ProviderId::new("never-heard-of")?,

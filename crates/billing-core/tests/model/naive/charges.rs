@@ -151,7 +151,7 @@ impl Model {
         }
         let mut due_in_ms = invoice.next_try.saturating_sub(self.now);
         if let Some(bill) = invoice.bill.as_ref().filter(|_| invoice.live().is_none()) {
-            due_in_ms = due_in_ms.max(bill.due_at.0.saturating_sub(self.wall));
+            due_in_ms = due_in_ms.max(bill.due_at.0.saturating_sub(self.wall_low));
         }
         if due_in_ms > 0 {
             reasons.push(Rejection::NotDue {
@@ -185,7 +185,7 @@ impl Model {
             return Err(reasons);
         }
 
-        let (now, wall) = (self.now, self.wall);
+        let (now, wall) = (self.now, self.wall_low);
         let invoice = self.invoices.get_mut(id).expect("looked up");
         match invoice.live_mut() {
             Some(attempt) => {
@@ -338,7 +338,7 @@ impl Model {
                 if !reasons.is_empty() {
                     return Err(reasons);
                 }
-                let wait = expected_by.0.saturating_sub(self.wall);
+                let wait = expected_by.0.saturating_sub(self.wall_low);
                 if wait > limits::PENDING_MS_MAX {
                     return Err(vec![invalid()]);
                 }

@@ -71,7 +71,7 @@ impl Model {
                     invoice.order,
                     id.clone(),
                 );
-                (bill.due_at.0 <= self.wall).then_some(at)
+                (bill.due_at.0 <= self.wall_low).then_some(at)
             })
             .collect();
         due.sort();

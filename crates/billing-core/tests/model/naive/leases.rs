@@ -155,7 +155,7 @@ impl Model {
     pub fn grant(&mut self, id: &InvoiceId, session: SessionId, ttl: Option<u64>) -> Reply {
         self.token_last += 1;
         let token = FencingToken(self.token_last);
-        let (now, wall) = (self.now, self.wall);
+        let (now, wall) = (self.now, self.wall_low);
         let owner = self.sessions.get_mut(&session).expect("alive");
         if owner.implicit {
             owner.deadline = Some(now + owner.ttl);

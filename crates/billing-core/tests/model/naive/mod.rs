@@ -174,6 +174,9 @@ pub struct Model {
     pub ledger_id: Option<LedgerId>,
     pub now: u64,
     pub wall: u64,
+    /// The wall clock as it is and as it was compared last: what is sure, and what may be.
+    pub wall_low: u64,
+    pub wall_high: u64,
     pub token_last: u64,
     pub charges_allowed: bool,
     pub grants_from: u64,
@@ -196,6 +199,8 @@ impl Model {
             ledger_id: None,
             now: 0,
             wall: 0,
+            wall_low: 0,
+            wall_high: 0,
             token_last: 0,
             charges_allowed: false,
             grants_from: 0,
@@ -249,6 +254,8 @@ impl Model {
         }
         self.now = self.now.max(stamp.proposed().0);
         self.wall = stamp.wall.0;
+        let jumped = self.wall.saturating_add_signed(-stamp.wall_jumped_ms);
+        (self.wall_low, self.wall_high) = (self.wall.min(jumped), self.wall.max(jumped));
         for session in kept.iter().flatten().flatten() {
             self.keep(*session);
         }
@@ -433,7 +440,7 @@ impl Model {
             customer: submit.customer.clone(),
             amount: submit.amount,
             currency: submit.currency,
-            due_at: submit.due_at.unwrap_or(WallTime(self.wall)),
+            due_at: submit.due_at.unwrap_or(WallTime(self.wall_low)),
             priority: submit.priority,
         };
         self.submitted += 1;

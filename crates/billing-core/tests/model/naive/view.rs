@@ -65,14 +65,14 @@ impl Model {
             .as_ref()
             .map_or(0, |terms| terms.in_flight_max.get());
         let by_cluster = (attempt.not_after + in_flight + 1).saturating_sub(self.now);
-        let by_wall = (attempt.not_after_wall + in_flight + 1).saturating_sub(self.wall);
+        let by_wall = (attempt.not_after_wall + in_flight + 1).saturating_sub(self.wall_low);
         by_cluster.max(by_wall)
     }
 
     /// Until either clock forbids to send.
     pub fn send_within(&self, attempt: &Attempt) -> u64 {
         let by_cluster = attempt.not_after.saturating_sub(self.now);
-        by_cluster.min(attempt.not_after_wall.saturating_sub(self.wall))
+        by_cluster.min(attempt.not_after_wall.saturating_sub(self.wall_high))
     }
 
     pub fn attempt_view(
