@@ -80,6 +80,7 @@ impl TryFrom<&v1::ChargeAttempt> for Attempt {
                 Some(ObjectId::new(object)?)
             },
             taken_over: attempt.taken_over,
+            keeps_declines: attempt.terms.as_ref().is_some_and(|terms| terms.sticky),
             account: attempt.terms.as_ref().map(account).transpose()?,
         })
     }

@@ -217,7 +217,7 @@ impl Gate {
         match () {
             // Every confirmation goes to the recorded object, and the next attempt's will too.
             () if profile.single_use_object => Finality::Object,
-            () if profile.sticky_declines => Finality::Sticky,
+            () if job.attempt.keeps_declines => Finality::Sticky,
             () if sends == 1 && !job.attempt.taken_over => Finality::SoleSend,
             () if !job.attempt.taken_over && sabotaged!(SoleSendOfMany) => Finality::SoleSend,
             () => Finality::None,

@@ -19,6 +19,8 @@ pub struct Attempt {
     pub object: Option<ObjectId>,
     /// Somebody else may have sent under this key.
     pub taken_over: bool,
+    /// The ledger believes that a decline under this key is kept: the profile said so, and the key is none of before a restore.
+    pub keeps_declines: bool,
     /// Where it is made. None: known only from a report that named its key.
     pub account: Option<Account>,
 }
@@ -68,6 +70,7 @@ impl From<&ChargeAttempt> for Attempt {
             closing: attempt.state == AttemptState::Closing,
             object: attempt.provider_object.clone(),
             taken_over: attempt.taken_over,
+            keeps_declines: attempt.terms.as_ref().is_some_and(|terms| terms.sticky),
             account: attempt.terms.as_deref().map(Account::from),
         }
     }

@@ -201,6 +201,8 @@ impl Config {
     /// Whether anything depends on who opened an attempt and whether it was taken over.
     #[must_use]
     pub const fn counts_senders(&self) -> bool {
-        matches!(self.keys, Keys::Ignored) || (self.sole_send && !self.sticky && !self.objects)
+        let old_keys = self.restore && !self.new_keys_after_restore;
+        matches!(self.keys, Keys::Ignored)
+            || (self.sole_send && !self.objects && (!self.sticky || old_keys))
     }
 }

@@ -391,8 +391,15 @@ impl World {
                 }
                 anyhow::Ok(())
             })?;
+            let truly = EPOCH_S * 1_000 + u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+            let off_s = record.wall.0.abs_diff(truly) / 1_000;
+            let wall = match off_s {
+                0..10 => String::new(),
+                _ if record.wall.0 < truly => format!(" wall {off_s} s behind"),
+                _ => format!(" wall {off_s} s ahead"),
+            };
             self.record.note(format_args!(
-                "#{} {} {} token={} {}",
+                "#{} {} {} token={} {}{wall}",
                 record.index,
                 record.invoice.as_ref().map_or("-", |id| id.as_str()),
                 record.what,

@@ -114,8 +114,7 @@ impl Ledger {
             opened_by: begin.token,
             token: begin.token,
             taken_over: false,
-            key_is_new: now >= self.scalars.old_keys_until || sabotaged!(OldKeyTakenForNew),
-            terms: Some(Arc::clone(&begin.terms)),
+            terms: Some(self.terms_of_new(&begin.terms)),
             not_after: now.plus(valid_for_ms),
             not_after_wall: wall.plus(valid_for_ms),
             decline: None,
@@ -133,6 +132,19 @@ impl Ledger {
         self.note(What::Begun, Some(&begin.invoice), begin.token, Some(number));
         self.refile(&begin.invoice);
         self.begun(&begin.invoice)
+    }
+
+    /// The terms of an attempt that is opened now. Its key may be one that a lost log used: then the provider may forget what it
+    /// declined under it between two sends, and the second one would charge. So no decline is taken for a kept one.
+    fn terms_of_new(&self, terms: &Arc<Terms>) -> Arc<Terms> {
+        let may_be_old = self.scalars.now < self.scalars.old_keys_until;
+        if !(terms.sticky && may_be_old) || sabotaged!(OldKeyTakenForNew) {
+            return Arc::clone(terms);
+        }
+        Arc::new(Terms {
+            sticky: false,
+            ..Terms::clone(terms)
+        })
     }
 
     fn begun(&self, id: &InvoiceId) -> Result<Reply, Rejection> {

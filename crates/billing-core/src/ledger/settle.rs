@@ -531,7 +531,6 @@ impl Invoice {
                 opened_by: FencingToken::NONE,
                 token: FencingToken::NONE,
                 taken_over: false,
-                key_is_new: false,
                 terms: None,
                 not_after: ClusterTime::default(),
                 not_after_wall: WallTime::default(),

@@ -306,8 +306,6 @@ pub(crate) struct Attempt {
     /// Whose BeginCharge came last.
     pub token: FencingToken,
     pub taken_over: bool,
-    /// No lost log can have used its key before, or the provider has forgotten it since.
-    pub key_is_new: bool,
     /// None: known only from a report; never open.
     pub terms: Option<Arc<Terms>>,
     pub not_after: ClusterTime,
@@ -360,10 +358,9 @@ impl Attempt {
             .map_or(0, |terms| terms.in_flight_max.get())
     }
 
-    /// Whether a decline that was heard under its key is repeated to every send of it. A key that is older than the attempt
-    /// may be forgotten between two sends, and then the second one charges.
+    /// Whether a decline that was heard under its key is repeated to every send of it.
     pub fn keeps_declines(&self) -> bool {
-        self.key_is_new && self.terms.as_ref().is_some_and(|terms| terms.sticky)
+        self.terms.as_ref().is_some_and(|terms| terms.sticky)
     }
 
     pub fn can_look_up(&self) -> bool {

@@ -119,7 +119,9 @@ impl Gate {
         {
             Said::Charged(charged) => Known::Charged(charged),
             Said::Working { .. } => Known::Working,
-            Said::Declined { code, retryable } => self.declined_before(code, retryable),
+            Said::Declined { code, retryable } => {
+                self.declined_before(&job.attempt, code, retryable)
+            }
             Said::Unclear { why, .. } => Known::Unclear(format!("look-up: {why}")),
         }
     }
@@ -151,15 +153,17 @@ impl Gate {
                 others: found.charged,
             },
             (None, true, _) => Known::Working,
-            (None, false, Some((code, retryable))) => self.declined_before(code, retryable),
+            (None, false, Some((code, retryable))) => {
+                self.declined_before(attempt, code, retryable)
+            }
             (None, false, None) => Known::Nothing,
         }
     }
 
     /// A no to some send of this key, whoever's. Where declines are kept it is what the key answers for good; where they are
     /// not, another send may have succeeded since, or still may, and what was found is that nothing has.
-    fn declined_before(&self, code: DeclineCode, retryable: bool) -> Known {
-        if self.config.profile.sticky_declines {
+    fn declined_before(&self, attempt: &Attempt, code: DeclineCode, retryable: bool) -> Known {
+        if attempt.keeps_declines {
             Known::Declined {
                 code,
                 retryable,

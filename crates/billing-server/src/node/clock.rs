@@ -27,8 +27,8 @@ pub struct LeaderClock {
     ready: watch::Sender<Option<LeaderId>>,
     /// Added to this machine's wall clock while it disagrees with a majority's.
     wall_correction_ms: AtomicI64,
-    /// What was stamped right after the last comparison, and when that was.
-    compared: Mutex<Option<(WallTime, MonoTime)>>,
+    /// What the last comparison made of the wall clock, and when that was.
+    anchor: Mutex<Option<(WallTime, MonoTime)>>,
 }
 
 impl LeaderClock {
@@ -39,12 +39,16 @@ impl LeaderClock {
             base: Mutex::default(),
             ready: watch::Sender::new(None),
             wall_correction_ms: AtomicI64::new(0),
-            compared: Mutex::default(),
+            anchor: Mutex::default(),
         }
     }
 
     fn base(&self) -> MutexGuard<'_, Option<Base>> {
         self.base.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    fn anchor(&self) -> MutexGuard<'_, Option<(WallTime, MonoTime)>> {
+        self.anchor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// An entry of `leadership` was applied, and the ledger's time is now `time`. The first entry of an own leadership fixes
@@ -89,8 +93,8 @@ impl LeaderClock {
 
     /// How far `wall` is ahead of what the last comparison and the time since then make of it.
     fn wall_jumped_ms(&self, wall: WallTime, now: MonoTime) -> i64 {
-        let compared = *self.compared.lock().unwrap_or_else(PoisonError::into_inner);
-        compared.map_or(0, |(then, at)| {
+        let anchor = *self.anchor();
+        anchor.map_or(0, |(then, at)| {
             let since = u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX);
             let expected = then.plus(since);
             let far = i64::try_from(wall.0.abs_diff(expected.0)).unwrap_or(i64::MAX);
@@ -113,8 +117,23 @@ impl LeaderClock {
     pub fn correct_wall(&self, correction_ms: i64) {
         self.wall_correction_ms
             .store(correction_ms, Ordering::Relaxed);
-        *self.compared.lock().unwrap_or_else(PoisonError::into_inner) =
-            Some((self.wall(), self.clock.monotonic()));
+        *self.anchor() = Some((self.wall(), self.clock.monotonic()));
+    }
+
+    /// The clocks were compared and nobody can tell who is right: what is stamped goes on, and the far end is told with it.
+    pub fn doubt_wall(&self, low_ms: i64, high_ms: i64) {
+        let stamped = self.wall_correction_ms();
+        let far = match stamped.abs_diff(low_ms) > stamped.abs_diff(high_ms) {
+            true => low_ms,
+            false => high_ms,
+        };
+        let other = WallTime(self.clock.wall_ms().saturating_add_signed(far));
+        *self.anchor() = Some((other, self.clock.monotonic()));
+    }
+
+    /// Whether that was done since this process began.
+    pub fn compared(&self) -> bool {
+        self.anchor().is_some()
     }
 
     /// Changes when a leadership got its base.
@@ -123,27 +142,34 @@ impl LeaderClock {
     }
 }
 
-/// What to add to this machine's wall clock: its distance to the median of those asked, itself included, when that is beyond
-/// `off_max_ms`. `offsets` are the others' clocks minus this one. `None`: as many say one thing as another, and nobody can
-/// tell who is right; what was found before stands.
-pub fn wall_correction(offsets: &[i64], off_max_ms: u64) -> Option<i64> {
+/// What a comparison of wall clocks came to.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Compared {
+    /// What to add to this machine's wall clock: its distance to the median of those asked, itself included, when that is
+    /// beyond what is tolerated.
+    Agree { correction_ms: i64 },
+    /// As many say one thing as another, and nobody can tell who is right: somewhere between these two distances.
+    Split { low_ms: i64, high_ms: i64 },
+}
+
+/// `offsets` are the others' clocks minus this one.
+pub fn compare(offsets: &[i64], off_max_ms: u64) -> Compared {
     let mut all: Vec<i64> = offsets.iter().copied().chain([0]).collect();
     all.sort_unstable();
     let middle = all.len() / 2;
     let median = if all.len() % 2 == 1 {
         all[middle]
     } else {
-        let (below, above) = (all[middle - 1], all[middle]);
-        if above.abs_diff(below) > off_max_ms {
-            return None;
+        let (low_ms, high_ms) = (all[middle - 1], all[middle]);
+        if high_ms.abs_diff(low_ms) > off_max_ms {
+            return Compared::Split { low_ms, high_ms };
         }
-        below.midpoint(above)
+        low_ms.midpoint(high_ms)
     };
-    Some(if median.unsigned_abs() > off_max_ms {
-        median
-    } else {
-        0
-    })
+    let off = median.unsigned_abs() > off_max_ms;
+    Compared::Agree {
+        correction_ms: if off { median } else { 0 },
+    }
 }
 
 #[cfg(test)]
@@ -253,25 +279,53 @@ mod tests {
 
     #[test]
     fn only_a_clock_off_by_more_than_the_bound_is_corrected() {
-        assert_eq!(wall_correction(&[20_000, 29_000], 30_000), Some(0));
-        assert_eq!(wall_correction(&[100_000, 101_000], 30_000), Some(100_000));
+        let agree = |offsets: &[i64]| match compare(offsets, 30_000) {
+            Compared::Agree { correction_ms } => Some(correction_ms),
+            Compared::Split { .. } => None,
+        };
+        assert_eq!(agree(&[20_000, 29_000]), Some(0));
+        assert_eq!(agree(&[100_000, 101_000]), Some(100_000));
         assert_eq!(
-            wall_correction(&[-100_000, 0], 30_000),
+            agree(&[-100_000, 0]),
             Some(0),
             "one of three is wrong, not this one"
         );
-        assert_eq!(wall_correction(&[], 30_000), Some(0));
-        assert_eq!(wall_correction(&[10_000], 30_000), Some(0));
+        assert_eq!(agree(&[]), Some(0));
+        assert_eq!(agree(&[10_000]), Some(0));
+        assert_eq!(
+            agree(&[99_000, 100_000, 100_000]),
+            Some(99_500),
+            "one of four is wrong: this one"
+        );
     }
 
     #[test]
     fn two_clocks_that_differ_correct_nobody() {
-        assert_eq!(wall_correction(&[100_000], 30_000), None);
-        assert_eq!(wall_correction(&[0, 100_000, 100_000], 30_000), None);
+        let split = |low_ms, high_ms| Compared::Split { low_ms, high_ms };
+        assert_eq!(compare(&[100_000], 30_000), split(0, 100_000));
+        assert_eq!(compare(&[-100_000], 30_000), split(-100_000, 0));
+        assert_eq!(compare(&[0, 100_000, 100_000], 30_000), split(0, 100_000));
+    }
+
+    #[test]
+    fn while_nobody_can_tell_who_is_right_both_may_be() {
+        let hand = Arc::new(ByHand::default());
+        let clock = LeaderClock::new(1, hand.clone());
+        let own = leadership(3, 1);
+        clock.own_entry_applied(own, ClusterTime(0));
+        let jumped = || clock.stamp(own).map(|stamp| stamp.wall_jumped_ms);
+        assert!(!clock.compared());
+        clock.doubt_wall(-100_000, 0);
+        assert_eq!(jumped(), Some(100_000), "the other one is behind");
+        clock.doubt_wall(0, 100_000);
+        assert_eq!(jumped(), Some(-100_000), "the other one is ahead");
+        clock.correct_wall(100_000);
+        clock.doubt_wall(0, 100_000);
         assert_eq!(
-            wall_correction(&[99_000, 100_000, 100_000], 30_000),
-            Some(99_500),
-            "one of four is wrong: this one"
+            jumped(),
+            Some(100_000),
+            "what was agreed before is stamped still"
         );
+        assert!(clock.compared());
     }
 }

@@ -7,13 +7,14 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use billing_core::{Actor, BootstrapWithin, Command, LedgerId, TtlMs};
+use futures::stream::{FuturesUnordered, StreamExt as _};
 use openraft::async_runtime::WatchReceiver as _;
 use openraft::errors::{InitializeError, RaftError};
 use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
 
 use super::bounds::{GREETING_EVERY, WALL_OFF_MAX_MS};
-use super::clock::wall_correction;
+use super::clock::{Compared, compare};
 use super::{EndReason, Inner, meeting};
 use crate::raft::folders::FolderId;
 use crate::raft::links::{Lane, body, payload};
@@ -243,16 +244,21 @@ async fn round(node: &Inner) {
         .filter(|&(&to, _)| to != node.config.node)
         .map(|(&to, peer)| (to, peer.clone()))
         .collect();
-    let answers = futures::future::join_all(
-        others
-            .iter()
-            .map(|(to, peer)| greet(node, *to, peer, &greeting)),
-    )
-    .await;
+    let mut answers: FuturesUnordered<_> = others
+        .iter()
+        .map(async |(to, peer)| (to, greet(node, *to, peer, &greeting).await))
+        .collect();
+    let majority = members.len() / 2 + 1;
     let (mut offsets, mut bans) = (Vec::new(), Vec::new());
-    for ((to, _), answer) in others.iter().zip(answers) {
+    while let Some((to, answer)) = answers.next().await {
         match answer {
-            Ok((_, offset)) => offsets.push(offset),
+            Ok((_, offset)) => {
+                offsets.push(offset);
+                // A clock that was never compared is believed: not for as long as somebody is silent.
+                if offsets.len() + 1 >= majority && !node.replica.clock.compared() {
+                    compare_wall(node, &offsets);
+                }
+            }
             Err(status) if removed(&status) => {
                 node.membership.was_removed(status.message());
                 return;
@@ -270,7 +276,6 @@ async fn round(node: &Inner) {
             Err(_) => {}
         }
     }
-    let majority = members.len() / 2 + 1;
     // One node's word may be that of a stale folder, which takes everybody else for the stranger.
     if let Some(ban) = bans.first()
         && bans.len() >= majority.min(others.len())
@@ -287,11 +292,17 @@ async fn round(node: &Inner) {
 /// A node whose wall clock a majority does not share stamps the majority's when it leads (§4). Nothing but audit, `due_at`
 /// and closing goes by it.
 fn compare_wall(node: &Inner, offsets: &[i64]) {
-    let Some(correction) = wall_correction(offsets, WALL_OFF_MAX_MS) else {
-        tracing::warn!(
-            "the members' wall clocks differ, and as many say one time as another: correct them"
-        );
-        return;
+    let correction = match compare(offsets, WALL_OFF_MAX_MS) {
+        Compared::Agree { correction_ms } => correction_ms,
+        Compared::Split { low_ms, high_ms } => {
+            tracing::warn!(
+                low_ms,
+                high_ms,
+                "the members' wall clocks differ, and as many say one time as another: correct them"
+            );
+            node.replica.clock.doubt_wall(low_ms, high_ms);
+            return;
+        }
     };
     if correction != 0 {
         tracing::warn!(

@@ -96,6 +96,8 @@ pub fn run(world: &mut World) -> Result<()> {
     ended(world)?;
     let left = LASTS_MIN.saturating_sub(world.elapsed());
     world.pass(left)?;
+    // The next try of some may have begun meanwhile.
+    ended(world)?;
     world.settled()?;
     world.judge()
 }

@@ -206,8 +206,10 @@ impl Model {
                     not_after: now + terms.valid_for.get(),
                     not_after_wall: wall + terms.valid_for.get(),
                     taken_over: false,
-                    key_is_new: now >= self.old_keys_until,
-                    terms: Some(Arc::clone(terms)),
+                    terms: Some(Arc::new(Terms {
+                        sticky: terms.sticky && now >= self.old_keys_until,
+                        ..Terms::clone(terms)
+                    })),
                     final_no: false,
                 });
             }
@@ -449,7 +451,6 @@ impl Model {
                 not_after: 0,
                 not_after_wall: 0,
                 taken_over: false,
-                key_is_new: false,
                 terms: None,
                 final_no: false,
             }),
@@ -511,8 +512,7 @@ impl Model {
             .is_some_and(|object| !object.cancelled);
         let attempt = invoice.live_mut().expect("checked");
         attempt.final_no = !retryable;
-        let terms_sticky = attempt.terms.as_ref().is_some_and(|terms| terms.sticky);
-        let sticky = terms_sticky && attempt.key_is_new;
+        let sticky = attempt.terms.as_ref().is_some_and(|terms| terms.sticky);
         let proven = match finality {
             Finality::None => false,
             Finality::Sticky => sticky,

@@ -101,7 +101,6 @@ pub struct Attempt {
     pub not_after: u64,
     pub not_after_wall: u64,
     pub taken_over: bool,
-    pub key_is_new: bool,
     /// None: known only from a report.
     pub terms: Option<Arc<Terms>>,
     /// A decline was heard after which the customer is not asked again.
