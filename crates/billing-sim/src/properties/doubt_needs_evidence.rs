@@ -1,21 +1,51 @@
-//! I5: an attempt that is open or closing becomes dead on evidence only, and the evidence holds by the rules of the design.
+//! I5: an attempt that is open or closing becomes dead on evidence only, and the evidence holds by the rules of the design. That
+//! a send was the only one under its key is counted at the provider's own door, before the word and after it.
 
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use billing_core::{Finality, What};
+use billing_core::{ClusterTime, Finality, What};
 
-use super::{Property, Verdict, on};
+use super::{Moment, Property, Verdict, on};
 use crate::profile::Promises;
 use crate::replay::Step;
 
 /// Between a record and the look that saw it.
 const SEEN_LATE_MAX: Duration = Duration::from_millis(100);
 
-pub struct DoubtNeedsEvidence;
+#[derive(Default)]
+pub struct DoubtNeedsEvidence {
+    /// What reached the provider, by key.
+    sends: BTreeMap<String, u32>,
+    /// Keys that ended because the only send under them was declined.
+    sole: BTreeSet<String>,
+}
+
+impl DoubtNeedsEvidence {
+    fn sends_of(&self, key: &str) -> u32 {
+        self.sends.get(key).copied().unwrap_or(0)
+    }
+}
 
 impl Property for DoubtNeedsEvidence {
     fn name(&self) -> &'static str {
         "doubt_needs_evidence"
+    }
+
+    fn look(&mut self, moment: &Moment<'_>) -> Verdict {
+        for send in moment.sends {
+            let sends = self.sends.entry(send.key.clone()).or_default();
+            *sends += 1;
+            if *sends > 1 && self.sole.contains(&send.key) {
+                let invoice = send.key.splitn(3, '.').nth(2).map(str::to_owned);
+                let what = format!(
+                    "{} was ended by the no to its only send, and {} sends it once more",
+                    send.key, send.from
+                );
+                return Err((invoice, what));
+            }
+        }
+        Ok(())
     }
 
     fn step(&mut self, step: &Step<'_>, promises: &Promises) -> Verdict {
@@ -42,6 +72,14 @@ impl Property for DoubtNeedsEvidence {
                 };
                 if !holds {
                     return on(record, format!("{finality:?} proves nothing here"));
+                }
+                if *finality == Finality::SoleSend {
+                    let key = attempt.key.to_string();
+                    let sends = self.sends_of(&key);
+                    if sends > 1 {
+                        return on(record, format!("SOLE_SEND, and {sends} came under {key}"));
+                    }
+                    self.sole.insert(key);
                 }
             }
             What::LookedUpNone { counts: true } => {
@@ -79,5 +117,11 @@ impl Property for DoubtNeedsEvidence {
             _ => {}
         }
         Ok(())
+    }
+
+    fn restored(&mut self, _kept: u64, _last: ClusterTime) {
+        // An attempt that is forgotten may be begun anew, under the same key.
+        self.sends.clear();
+        self.sole.clear();
     }
 }

@@ -1,12 +1,15 @@
 //! What is done to a cluster: one file each.
 
 pub mod broken_disk;
+pub mod cut_off_holder;
+pub mod cut_off_worker;
 pub mod duplicates;
 pub mod flipped_bit;
 pub mod long_outage;
 pub mod membership;
 pub mod one_replica_wrong;
 pub mod pace;
+pub mod power_loss;
 pub mod provider_changed;
 mod queue;
 mod raw;
@@ -14,10 +17,12 @@ pub mod restore;
 pub mod rolled_back_folder;
 pub mod smoke;
 pub mod snapshot_install;
+pub mod sole_send;
 pub mod stalled_leader;
 mod steps;
 pub mod swarm;
 pub mod truncation;
+pub mod vote_then_power_loss;
 pub mod wiped_folder;
 
 use anyhow::Result;
@@ -36,7 +41,7 @@ fn nodes_only(_: &Chance) -> Setting {
     Setting::default()
 }
 
-pub const ALL: [Scenario; 16] = [
+pub const ALL: [Scenario; 21] = [
     Scenario {
         name: "swarm",
         setting: swarm::setting,
@@ -116,5 +121,30 @@ pub const ALL: [Scenario; 16] = [
         name: "restore",
         setting: restore::setting,
         run: restore::run,
+    },
+    Scenario {
+        name: "sole_send",
+        setting: sole_send::setting,
+        run: sole_send::run,
+    },
+    Scenario {
+        name: "cut_off_worker",
+        setting: cut_off_worker::setting,
+        run: cut_off_worker::run,
+    },
+    Scenario {
+        name: "cut_off_holder",
+        setting: cut_off_holder::setting,
+        run: cut_off_holder::run,
+    },
+    Scenario {
+        name: "vote_then_power_loss",
+        setting: vote_then_power_loss::setting,
+        run: vote_then_power_loss::run,
+    },
+    Scenario {
+        name: "power_loss",
+        setting: power_loss::setting,
+        run: power_loss::run,
     },
 ];

@@ -99,6 +99,27 @@ fn submit_numbers(world: &mut World, numbers: std::ops::Range<u64>) -> Result<()
     Ok(())
 }
 
+/// One more invoice, of a customer whose card is good. The provider may decline it all the same.
+pub fn submit_payable(world: &mut World) -> Result<InvoiceId> {
+    let number = world.invoices.len() as u64 + 1;
+    let invoice = format!("inv-{number}");
+    let bill = v1::Invoice {
+        invoice_id: invoice.clone(),
+        customer_id: CUSTOMERS[0].0.to_owned(),
+        amount_minor: i64::try_from(100 + number)?,
+        currency: "USD".to_owned(),
+        ..Default::default()
+    };
+    insist(world, "submit an invoice", move |client| {
+        let bills = vec![bill.clone()];
+        async move { client.submit_invoices(bills, |_| {}).await }
+    })?;
+    let id = InvoiceId::new(&invoice)?;
+    world.record.promise(&id, Promise::Submitted);
+    world.invoices.insert(invoice, 100 + number);
+    Ok(id)
+}
+
 /// Always the same one of an invoice; two in three can pay.
 fn customer(seed: u64, number: u64) -> Result<&'static str> {
     let chance = Chance::new(seed, &format!("customer of inv-{number}"));

@@ -1,0 +1,62 @@
+//! All nodes lose power, or one does, right after a snapshot was taken and the log was purged up to it. Whatever is left is enough
+//! to start from: the snapshot that counts is whole, and the log follows it without a gap.
+
+use std::time::Duration;
+
+use anyhow::Result;
+use billing_store::sim::Crash;
+
+use super::steps::{end_well, pick, writes};
+use crate::chance::Chance;
+use crate::machines::node::NodeSettings;
+use crate::world::{Setting, World};
+
+const ROUNDS: u64 = 3;
+
+pub fn setting(chance: &Chance) -> Setting {
+    Setting {
+        callers: 2,
+        node: NodeSettings {
+            snapshot_every: 30 + chance.below(30),
+            log_kept: 1 + chance.below(10),
+        },
+        ..Setting::default()
+    }
+}
+
+pub fn run(world: &mut World) -> Result<()> {
+    world.bootstrapped()?;
+    let all: Vec<u64> = world.hosts.keys().copied().collect();
+    for _ in 0..ROUNDS {
+        world.leader(&all)?;
+        let witness = pick(world, &all)?;
+        let purged = |world: &World| world.status(witness).and_then(|status| status.purged);
+        let before = purged(world);
+        while purged(world) <= before {
+            writes(world, 1)?;
+        }
+        let after = world.chance.between_ms(0, 400);
+        world.pass(after)?;
+        let victims = match world.chance.below(3) {
+            0 => vec![witness],
+            _ => all.clone(),
+        };
+        for &id in &victims {
+            let unsynced = world.hosts[&id].disk.unsynced() as u64;
+            let crash = Crash {
+                batches_kept: usize::try_from(world.chance.below(unsynced + 1))?,
+                tear_high: world.chance.below(2) == 0,
+            };
+            world.crash_as(id, crash)?;
+        }
+        let down = world.chance.between_ms(100, 3_000);
+        world.pass(down)?;
+        for &id in &victims {
+            world.restart(id);
+        }
+        world.leader(&all)?;
+        writes(world, 2)?;
+        world.pass(Duration::from_secs(1))?;
+    }
+    end_well(world)
+}
