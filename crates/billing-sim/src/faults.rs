@@ -293,7 +293,7 @@ impl Faults {
                     0 => DiskFault::Broken,
                     _ => DiskFault::Full,
                 };
-                world.set_disk_fault(node, fault);
+                world.hosts[&node].disk.set_fault(fault);
                 world.may_end.insert(node);
                 let lasts = world.chance.between_ms(2_000, 15_000);
                 world.note(format_args!(
@@ -522,7 +522,7 @@ fn put_right(world: &mut World, cure: &Cure) {
             }
         }
         Cure::Repair(id) => {
-            world.set_disk_fault(*id, DiskFault::None);
+            world.hosts[id].disk.set_fault(DiskFault::None);
             if world.hosts[id].node().is_none() {
                 world.restart(*id);
             }

@@ -11,7 +11,7 @@ use billing_client::Client;
 use billing_core::{AuditRecord, InvoiceId};
 use billing_server::node::{Consistency, Node, NodeStatus, Role};
 use billing_server::raft::seed_this_thread;
-use billing_store::sim::{Crash, Fault};
+use billing_store::sim::Crash;
 use futures::FutureExt;
 use tokio::sync::oneshot;
 use turmoil::{Builder, Sim};
@@ -110,10 +110,6 @@ pub struct World {
     pub invoices: BTreeMap<String, u64>,
     /// Nodes whose process has a reason to go through the fail-stop door.
     pub may_end: BTreeSet<u64>,
-    /// Nodes whose disk lost what had been durable: they must not run again.
-    pub damaged: BTreeSet<u64>,
-    /// Nodes whose disk takes no writes.
-    refusing: BTreeSet<u64>,
     /// Nodes whose state is known to be wrong: what they say is no evidence.
     pub wrong: BTreeSet<u64>,
     /// The greatest id of a node so far.
@@ -180,8 +176,6 @@ impl World {
             record,
             invoices: BTreeMap::new(),
             may_end: BTreeSet::new(),
-            damaged: BTreeSet::new(),
-            refusing: BTreeSet::new(),
             wrong: BTreeSet::new(),
             id_last: 0,
             properties: properties::all(),
@@ -350,15 +344,9 @@ impl World {
                 NodeView {
                     state: status.state_hash,
                     cluster_time: status.cluster_time,
-                    written: (status.term, status.last_log),
                 },
             );
         }
-        let goes_on = |id: &u64| {
-            let host = self.hosts.get(id);
-            host.is_some_and(|host| !host.machine.clock.is_stopped())
-        };
-        let refusing = self.refusing.iter().copied().filter(goes_on).collect();
         let acts = self.record.take_acts();
         let sends = self.record.take_sends();
         let books = self
@@ -370,8 +358,6 @@ impl World {
             nodes: &nodes,
             applied: &applied,
             acts: &acts,
-            refusing: &refusing,
-            damaged: &self.damaged,
             sends: &sends,
             books: books.as_ref(),
             promises: &self.promises,
@@ -469,18 +455,6 @@ impl World {
             }
             None => Ok(()),
         }
-    }
-
-    /// What a node's disk makes of writes from now on. A process that meets a refusal may end.
-    pub fn set_disk_fault(&mut self, id: u64, fault: Fault) {
-        let Some(host) = self.hosts.get(&id) else {
-            return;
-        };
-        host.disk.set_fault(fault);
-        match fault {
-            Fault::None => self.refusing.remove(&id),
-            Fault::Broken | Fault::Full => self.refusing.insert(id),
-        };
     }
 
     /// What the running nodes say of themselves.

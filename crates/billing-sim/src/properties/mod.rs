@@ -7,10 +7,8 @@
 pub mod acked_survives;
 pub mod audit_chain;
 pub mod clock_never_back;
-pub mod damaged_never_serves;
 pub mod doubt_needs_evidence;
 pub mod every_invoice_ends;
-pub mod failed_write_ends;
 pub mod linearizable;
 pub mod one_charge;
 pub mod one_holder;
@@ -23,7 +21,7 @@ pub mod stale_token_refused;
 mod tests;
 pub mod tokens_grow;
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::time::Duration;
 
@@ -60,8 +58,6 @@ pub type Verdict = Result<(), (Option<String>, String)>;
 pub struct NodeView {
     pub state: StateHash,
     pub cluster_time: ClusterTime,
-    /// What stands on its disk, as it says: its term, and the last index of its log.
-    pub written: (u64, Option<u64>),
 }
 
 /// One moment.
@@ -71,10 +67,6 @@ pub struct Moment<'a> {
     /// The records that each node applied since the last moment. After a start it begins again.
     pub applied: &'a [(u64, Vec<AuditRecord>)],
     pub acts: &'a [Act],
-    /// Nodes that run while their disks take no writes.
-    pub refusing: &'a BTreeSet<u64>,
-    /// Nodes whose disks lost what had been durable, and more than one slot of the `high` file tells so.
-    pub damaged: &'a BTreeSet<u64>,
     /// What moves money, as it reached the provider since the last moment.
     pub sends: &'a [Send],
     /// Now and then.
@@ -131,8 +123,6 @@ pub fn all() -> Vec<Box<dyn Property>> {
         Box::new(doubt_needs_evidence::DoubtNeedsEvidence::default()),
         Box::new(sends_in_time::SendsInTime::default()),
         Box::new(one_charge::OneCharge),
-        Box::new(failed_write_ends::FailedWriteEnds::default()),
-        Box::new(damaged_never_serves::DamagedNeverServes),
         Box::new(acked_survives::AckedSurvives),
         Box::new(same_request_same_answer::SameRequestSameAnswer),
         Box::new(linearizable::Linearizable),

@@ -82,7 +82,6 @@ pub fn run(world: &mut World) -> Result<()> {
         };
     world.may_end.insert(victim);
     if must_end {
-        world.damaged.insert(victim);
         ends_with_advice(world, victim, REJOIN)?;
     } else {
         world.until("the node runs or has ended", |world| {

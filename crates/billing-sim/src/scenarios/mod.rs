@@ -6,6 +6,7 @@ pub mod cut_off_worker;
 pub mod duplicates;
 pub mod flipped_bit;
 pub mod long_outage;
+pub mod lost_writes;
 pub mod membership;
 pub mod one_replica_wrong;
 pub mod pace;
@@ -41,7 +42,7 @@ fn nodes_only(_: &Chance) -> Setting {
     Setting::default()
 }
 
-pub const ALL: [Scenario; 21] = [
+pub const ALL: [Scenario; 22] = [
     Scenario {
         name: "swarm",
         setting: swarm::setting,
@@ -146,5 +147,10 @@ pub const ALL: [Scenario; 21] = [
         name: "power_loss",
         setting: power_loss::setting,
         run: power_loss::run,
+    },
+    Scenario {
+        name: "lost_writes",
+        setting: lost_writes::setting,
+        run: lost_writes::run,
     },
 ];
