@@ -1,5 +1,5 @@
-//! A machine's disk stops taking writes: its process ends at once through the fail-stop door, and the others go on. What the disk refused was acknowledged to nobody, so
-//! that the node goes on from what it has once the disk is repaired; were it not so, the leader would tell it what it had said.
+//! A machine's disk stops taking writes: its process ends at once through the fail-stop door, and the others go on. What the
+//! disk refused was acknowledged to nobody: repaired, the node goes on from what it has, and no leader knows of more.
 
 use anyhow::{Result, ensure};
 use billing_core::{Actor, Command};

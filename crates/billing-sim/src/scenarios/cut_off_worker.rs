@@ -4,7 +4,7 @@
 
 use std::time::Duration;
 
-use anyhow::{Result, ensure};
+use anyhow::{Context, Result, ensure};
 
 use super::steps::{end_well, pick, submit_payable};
 use crate::chance::Chance;
@@ -61,11 +61,10 @@ fn one_round(world: &mut World) -> Result<()> {
     // The answer arrives, and the worker stalls.
     world.pass(Duration::from_millis(100))?;
     let stalled = format!("{one} stalls at {place} for {stall:?}");
-    let since = world.record.lines().into_iter().rev();
-    let since = since.filter(|(_, line)| *line == stalled).map(|(at, _)| at);
-    let goes_on = since.max().map(|since| since + stall);
-    ensure!(goes_on.is_some(), "{one} did not stall at {place}");
-    let goes_on = goes_on.unwrap_or_default();
+    let lines = world.record.lines();
+    let since = lines.iter().rev().find(|(_, line)| *line == stalled);
+    let since = since.map(|(at, _)| *at);
+    let goes_on = since.with_context(|| format!("{one} did not stall at {place}"))? + stall;
     world.note(format_args!("{one} is away: {away:?}"));
     let nodes: Vec<u64> = world.hosts.keys().copied().collect();
     match away {

@@ -3,6 +3,7 @@
 //! out when it starts, since its `high` file says more, and ends before it votes; a new one takes its place.
 
 use anyhow::{Result, bail};
+use billing_server::node::Role;
 use billing_store::REJOIN;
 
 use super::steps::{all_but, end_well, ends_with_advice, pick, rejoin, writes};
@@ -48,7 +49,7 @@ pub fn run(world: &mut World) -> Result<()> {
     world.until("the node ends, or the two that are left elect", |world| {
         let leads = left.iter().any(|&id| {
             let status = world.status(id);
-            status.is_some_and(|status| status.role == billing_server::node::Role::Leader)
+            status.is_some_and(|status| status.role == Role::Leader)
         });
         world.hosts[&victim].ended().is_some() || leads
     })?;
