@@ -44,6 +44,14 @@ impl Pauses {
             .insert(at, lasts);
     }
 
+    /// Nobody has reached it yet since a stall was set there.
+    pub fn is_set(&self, at: &str) -> bool {
+        self.stalls
+            .lock()
+            .unwrap_or_else(PoisonError::into_inner)
+            .contains_key(at)
+    }
+
     /// Nobody stalls any more who does not yet.
     pub fn forget(&self) {
         self.stalls

@@ -1,7 +1,7 @@
 //! Keeps what happened and what was promised, as the machines saw it, in true simulated time: the trace, the acts of lease
 //! holders, what was acknowledged to whom, and the histories of calls. Judges nothing.
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -33,11 +33,24 @@ pub struct Send {
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub enum Promise {
     Submitted,
-    Granted { token: u64 },
-    Begun { token: u64, key: IdempotencyKey },
-    Charged { reference: String },
-    Declined { token: u64 },
-    Released { token: u64 },
+    Granted {
+        token: u64,
+    },
+    Begun {
+        token: u64,
+        key: IdempotencyKey,
+    },
+    Charged {
+        reference: String,
+    },
+    Declined {
+        token: u64,
+    },
+    /// `was_current`: it was this release that ended the lease.
+    Released {
+        token: u64,
+        was_current: bool,
+    },
 }
 
 /// What was asked in a call of a history.
@@ -110,7 +123,7 @@ struct Inner {
     sends: Vec<Send>,
     promises: BTreeMap<InvoiceId, Vec<(Duration, Promise)>>,
     calls: Vec<Call>,
-    single_requests: BTreeSet<SessionId>,
+    one_request: BTreeMap<SessionId, u64>,
     broken: Option<(String, Option<String>, String)>,
 }
 
@@ -202,13 +215,14 @@ impl Record {
         self.inner().calls.clone()
     }
 
-    /// The session is that of one request, however often it is sent.
-    pub fn single_request(&self, session: SessionId) {
-        self.inner().single_requests.insert(session);
+    /// The session is that of one request, however often it is sent, and that asks for so many leases at most.
+    pub fn one_request(&self, session: SessionId, leases_max: u64) {
+        self.inner().one_request.insert(session, leases_max);
     }
 
-    pub fn is_single_request(&self, session: &SessionId) -> bool {
-        self.inner().single_requests.contains(session)
+    /// How many leases the session's one request asks for; None: it makes more than one.
+    pub fn leases_of_one_request(&self, session: &SessionId) -> Option<u64> {
+        self.inner().one_request.get(session).copied()
     }
 
     /// A machine saw a promise broken; the driver stops at its next step.

@@ -252,7 +252,7 @@ impl Life<'_> {
         let call = self.begin_call(invoice, Asked::Release { token });
         let heard = match guard.release().await {
             Ok(was_current) => {
-                self.promise(invoice, Promise::Released { token });
+                self.promise(invoice, Promise::Released { token, was_current });
                 Some(Heard::Released { was_current })
             }
             // The background goes on with it.

@@ -55,10 +55,13 @@ pub(super) fn keeps(record: &AuditRecord, promise: &Promise) -> bool {
         Promise::Declined { token } => {
             matches!(record.what, What::Declined { .. }) && record.token.0 == *token
         }
-        // However it ended: a release of what is over is answered OK too.
-        Promise::Released { token } => {
-            let ended = record.what.lease();
-            matches!(ended, Some((LeaseEventKind::Ended, _))) && record.token.0 == *token
+        // A release of what is over is answered OK too, however that ended.
+        Promise::Released { token, was_current } => {
+            let ended = match was_current {
+                true => matches!(record.what, What::Released { .. }),
+                false => matches!(record.what.lease(), Some((LeaseEventKind::Ended, _))),
+            };
+            ended && record.token.0 == *token
         }
     }
 }

@@ -9,6 +9,7 @@ pub mod audit_chain;
 pub mod clock_never_back;
 pub mod doubt_needs_evidence;
 pub mod every_invoice_ends;
+pub mod issued_keys_only;
 pub mod linearizable;
 pub mod one_charge;
 pub mod one_holder;
@@ -121,6 +122,7 @@ pub fn all() -> Vec<Box<dyn Property>> {
         Box::new(one_open_attempt::OneOpenAttempt),
         Box::new(stale_token_refused::StaleTokenRefused),
         Box::new(doubt_needs_evidence::DoubtNeedsEvidence::default()),
+        Box::new(issued_keys_only::IssuedKeysOnly::default()),
         Box::new(sends_in_time::SendsInTime::default()),
         Box::new(one_charge::OneCharge),
         Box::new(acked_survives::AckedSurvives),

@@ -5,11 +5,12 @@ use std::time::Duration;
 
 use billing_core::{
     Actor, AuditRecord, CHAIN_START, ClusterTime, DeclineCode, FencingToken, Finality, HolderId,
-    IdempotencyKey, InvoiceId, ObjectId, SessionId, WallTime, What, chain_hash,
+    IdempotencyKey, InvoiceId, ObjectId, Reference, SessionId, WallTime, What, chain_hash,
 };
 use billing_server::raft::StateHash;
 
 use super::acked_survives::keeps;
+use super::same_request_same_answer::granted_once;
 use super::*;
 use crate::profile::{Provider, promises};
 use crate::record::{Promise, Send};
@@ -19,7 +20,11 @@ use crate::record::{Promise, Send};
 struct Log(Vec<AuditRecord>);
 
 impl Log {
-    fn then(mut self, at_ms: u64, token: u64, what: What) -> Log {
+    fn then(self, at_ms: u64, token: u64, what: What) -> Log {
+        self.then_under("simulated.1.inv-1", at_ms, token, what)
+    }
+
+    fn then_under(mut self, key: &str, at_ms: u64, token: u64, what: What) -> Log {
         let mut record = AuditRecord {
             index: self.0.len() as u64 + 1,
             at: ClusterTime(at_ms),
@@ -28,7 +33,7 @@ impl Log {
             what,
             invoice: Some(InvoiceId::new("inv-1").expect("an id")),
             token: FencingToken(token),
-            key: Some(IdempotencyKey::parse("simulated.1.inv-1").expect("a key")),
+            key: Some(IdempotencyKey::parse(key).expect("a key")),
             hash: CHAIN_START,
         };
         let before = self.0.last().map_or(CHAIN_START, |last| last.hash);
@@ -172,6 +177,42 @@ fn a_look_up_under_a_lease_that_is_too_old_rings() {
 }
 
 #[test]
+fn a_charge_under_a_key_that_was_not_issued_rings() {
+    let property = || Box::new(issued_keys_only::IssuedKeysOnly::default()) as Box<dyn Property>;
+    let log = |key| {
+        let reference = Reference::new("ch_1").expect("a reference");
+        let charged = What::Charged { reference };
+        Log::held(5)
+            .then(1, 5, What::Begun)
+            .then_under(key, 2, 5, charged)
+    };
+    rings(
+        property,
+        &log("simulated.1.inv-1"),
+        &log("simulated.2.inv-1"),
+    );
+}
+
+#[test]
+fn a_request_that_is_granted_more_than_it_asked_for_rings() {
+    let requests = Record::default();
+    let seen = |count: usize| -> Vec<Seen> {
+        let log = Log::held(5).then(1, 6, acquired()).then(2, 7, acquired());
+        let records = log.0.into_iter().take(1 + count);
+        let seen = records.map(|record| Seen {
+            not_before: Duration::ZERO,
+            at: Duration::ZERO,
+            record,
+        });
+        seen.collect()
+    };
+    assert!(granted_once(&seen(3), &requests).is_ok(), "many requests");
+    requests.one_request(SessionId::new([1; 16]), 2);
+    assert!(granted_once(&seen(2), &requests).is_ok());
+    assert!(granted_once(&seen(3), &requests).is_err());
+}
+
+#[test]
 fn a_log_whose_time_goes_back_rings() {
     let property = || Box::new(clock_never_back::ClockNeverBack::default()) as Box<dyn Property>;
     let log = |at| Log::held(5).then(7, 5, What::Begun).then(at, 5, released());
@@ -181,11 +222,23 @@ fn a_log_whose_time_goes_back_rings() {
 #[test]
 fn a_release_is_kept_by_an_end_and_not_by_the_grant() {
     let log = Log::held(5).then(1, 5, released());
-    let promise = Promise::Released { token: 5 };
-    assert!(!keeps(&log.0[1], &promise), "the grant");
-    assert!(keeps(&log.0[2], &promise), "the end");
+    for was_current in [true, false] {
+        let promise = Promise::Released {
+            token: 5,
+            was_current,
+        };
+        assert!(!keeps(&log.0[1], &promise), "the grant");
+        assert!(keeps(&log.0[2], &promise), "the end");
+    }
     let granted = Promise::Granted { token: 5 };
     assert!(keeps(&log.0[1], &granted) && !keeps(&log.0[2], &granted));
+    // Whose lease had ended by itself was not told that the release ended it.
+    let expired = Log::held(5).then(1, 5, What::LeaseExpired { holder: holder() });
+    let told = |was_current| Promise::Released {
+        token: 5,
+        was_current,
+    };
+    assert!(keeps(&expired.0[2], &told(false)) && !keeps(&expired.0[2], &told(true)));
 }
 
 /// The provider hears the key of the log's attempt.

@@ -103,7 +103,7 @@ fn request(
     };
     let session = RequestId::new(id).session();
     // One request to a session: then one grant at most, too.
-    world.record.single_request(session);
+    world.record.one_request(session, 1);
     if world.chance.below(2) == 0 {
         return Ok((plain, session));
     }

@@ -14,15 +14,18 @@ pub mod power_loss;
 pub mod provider_changed;
 mod queue;
 mod raw;
+pub mod repeated_claims;
 pub mod restore;
 pub mod rolled_back_folder;
 pub mod smoke;
 pub mod snapshot_install;
 pub mod sole_send;
+pub mod stale_words;
 pub mod stalled_leader;
 mod steps;
 pub mod swarm;
 pub mod truncation;
+pub mod unheard_settlement;
 pub mod vote_then_power_loss;
 pub mod wiped_folder;
 
@@ -42,7 +45,7 @@ fn nodes_only(_: &Chance) -> Setting {
     Setting::default()
 }
 
-pub const ALL: [Scenario; 22] = [
+pub const ALL: [Scenario; 25] = [
     Scenario {
         name: "swarm",
         setting: swarm::setting,
@@ -152,5 +155,20 @@ pub const ALL: [Scenario; 22] = [
         name: "lost_writes",
         setting: lost_writes::setting,
         run: lost_writes::run,
+    },
+    Scenario {
+        name: "stale_words",
+        setting: stale_words::setting,
+        run: stale_words::run,
+    },
+    Scenario {
+        name: "repeated_claims",
+        setting: repeated_claims::setting,
+        run: repeated_claims::run,
+    },
+    Scenario {
+        name: "unheard_settlement",
+        setting: unheard_settlement::setting,
+        run: unheard_settlement::run,
     },
 ];

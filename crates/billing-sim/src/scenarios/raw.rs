@@ -1,11 +1,14 @@
 //! Calls as they stand in the proto, to a node of one's choice, sent once and as they are: what a client without our library
 //! does, and what a network does that delivers a message twice. Decides nothing.
 
+use std::collections::BTreeMap;
 use std::time::Duration;
 
 use billing_client::Rejection;
 use billing_env::Env;
-use billing_proto::v1::{self, lease_service_client::LeaseServiceClient};
+use billing_proto::v1::{
+    self, invoice_service_client::InvoiceServiceClient, lease_service_client::LeaseServiceClient,
+};
 use hyper_util::rt::TokioIo;
 use tonic::Status;
 use tonic::transport::{Channel, Endpoint};
@@ -27,15 +30,20 @@ pub enum Answer {
 
 /// A connection of its own to a node, made when it is first used.
 pub fn leases(env: &Env, node: u64) -> Result<LeaseServiceClient<Channel>, Status> {
+    Ok(LeaseServiceClient::new(channel(env, node)?))
+}
+
+fn channel(env: &Env, node: u64) -> Result<Channel, Status> {
     let address = format!("{}:{CLIENT_PORT}", node_name(node));
     let endpoint = Endpoint::from_shared(format!("http://{address}"))
         .map_err(|error| Status::invalid_argument(error.to_string()))?;
     let net = env.net.clone();
-    let channel = endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
-        let connecting = net.connect(&address);
-        async move { Ok::<_, std::io::Error>(TokioIo::new(connecting.await?)) }
-    }));
-    Ok(LeaseServiceClient::new(channel))
+    Ok(
+        endpoint.connect_with_connector_lazy(tower::service_fn(move |_| {
+            let connecting = net.connect(&address);
+            async move { Ok::<_, std::io::Error>(TokioIo::new(connecting.await?)) }
+        })),
+    )
 }
 
 fn of_status(status: Status) -> Answer {
@@ -93,5 +101,34 @@ pub async fn insist(
         }
         env.clock.sleep(Duration::from_millis(200)).await;
         node = node % nodes + 1;
+    }
+}
+
+/// The leases that one copy of a claim was told of, by invoice; None: no answer.
+pub type Claimed = Option<Result<BTreeMap<String, u64>, String>>;
+
+/// One copy of a claim, to one node; `patience` bounds the wait for its answer.
+pub async fn claim(
+    env: &Env,
+    node: u64,
+    request: v1::ClaimInvoicesRequest,
+    patience: Duration,
+) -> Claimed {
+    let mut client = InvoiceServiceClient::new(channel(env, node).ok()?);
+    let told = tokio::select! {
+        biased;
+        told = client.claim_invoices(request) => told,
+        () = env.clock.sleep(patience) => return None,
+    };
+    match told.map_err(billing_proto::Failure::from) {
+        Ok(told) => {
+            let claimed = told.into_inner().claimed.into_iter();
+            let leases = claimed.filter_map(|claimed| claimed.lease);
+            Some(Ok(leases
+                .map(|lease| (lease.invoice_id, lease.token))
+                .collect()))
+        }
+        Err(billing_proto::Failure::Rejected(rejection)) => Some(Err(rejection.to_string())),
+        Err(_) => None,
     }
 }

@@ -141,7 +141,7 @@ fn answered_request(world: &World) -> v1::AcquireLeaseRequest {
     let mut id = [0; 16];
     billing_env::RandomSource::fill(&world.chance, &mut id);
     let id = billing_core::RequestId::new(id);
-    world.record.single_request(id.session());
+    world.record.one_request(id.session(), 1);
     v1::AcquireLeaseRequest {
         invoice_id: ANSWERED.to_owned(),
         holder: "plain".to_owned(),
