@@ -19,8 +19,10 @@ use crate::pipe::Pipe;
 
 /// Addresses kept, hinted ones included. More: hinted ones are forgotten, configured ones never.
 const ADDRESSES_MAX: usize = 64;
-/// How long a node that failed is passed over, and hints that name it are not believed, while there are others.
+/// How long a node that failed is passed over, and hints that name it are not believed, while there are others. Twice as long
+/// each time that it fails soon again: who is cut off from the leader only has its calls forwarded by the others.
 const SHUNNED_FOR: Duration = Duration::from_secs(1);
+const SHUNNED_FOR_MAX: Duration = Duration::from_secs(16);
 /// TCP does not say that a machine is gone; pings do: both together about as late as the others have elected a new leader.
 const PING_EVERY: Duration = Duration::from_millis(750);
 const PING_TIMEOUT: Duration = Duration::from_millis(1_250);
@@ -50,8 +52,40 @@ struct State {
     /// Index of the configured endpoint to try next.
     turn: usize,
     channels: BTreeMap<Arc<str>, Kept>,
-    shunned: BTreeMap<Arc<str>, MonoTime>,
+    shunned: BTreeMap<Arc<str>, Shunned>,
     generations: u64,
+}
+
+/// A node that failed.
+#[derive(Clone, Copy, Debug)]
+struct Shunned {
+    until: MonoTime,
+    length: Duration,
+}
+
+impl Shunned {
+    /// After one more failure. Calls that were under way when the node was shunned tell nothing new.
+    fn again(known: Option<Shunned>, now: MonoTime) -> Shunned {
+        match known {
+            Some(known) if now < known.until => known,
+            Some(known) if now < known.forgotten_at() => {
+                Shunned::from(now, (known.length * 2).min(SHUNNED_FOR_MAX))
+            }
+            Some(_) | None => Shunned::from(now, SHUNNED_FOR),
+        }
+    }
+
+    fn from(now: MonoTime, length: Duration) -> Shunned {
+        Shunned {
+            until: now + length,
+            length,
+        }
+    }
+
+    /// A node that has worked for that long is like any other.
+    fn forgotten_at(self) -> MonoTime {
+        self.until + self.length
+    }
 }
 
 /// How a client speaks to one node.
@@ -133,12 +167,15 @@ impl Nodes {
     }
 
     fn next(&self, piped: bool) -> Node {
+        let now = self.clock.monotonic();
         let mut state = self.state();
-        if !state.shunned.is_empty() {
-            let now = self.clock.monotonic();
-            state.shunned.retain(|_, until| *until > now);
-        }
-        let address = state.leader.clone().unwrap_or_else(|| state.in_turn());
+        state
+            .shunned
+            .retain(|_, shunned| now < shunned.forgotten_at());
+        let address = match &state.leader {
+            Some(leader) => leader.clone(),
+            None => state.in_turn(now),
+        };
         self.node(&mut state, address, piped)
     }
 
@@ -231,7 +268,7 @@ impl Nodes {
         let now = self.clock.monotonic();
         let mut state = self.state();
         let known = state.leader.as_deref() == Some(address);
-        let shunned = state.shunned.get(address).is_some_and(|until| *until > now);
+        let shunned = state.is_shunned(address, now);
         // A hint that is no address would cost every call a failed connect.
         if known || shunned || format!("http://{address}").parse::<Uri>().is_err() {
             return false;
@@ -242,10 +279,12 @@ impl Nodes {
 
     /// An attempt got no answer there: the next one goes elsewhere, and comes back over a new connection.
     pub fn failed(&self, node: &Node) {
-        let until = self.clock.monotonic() + SHUNNED_FOR;
+        let now = self.clock.monotonic();
         let mut state = self.state();
         state.turn_from(&node.address);
-        state.shunned.insert(node.address.clone(), until);
+        let known = state.shunned.get(&node.address).copied();
+        let shunned = Shunned::again(known, now);
+        state.shunned.insert(node.address.clone(), shunned);
         // Calls that shared the connection fail one after the other; only the first throws it away.
         if state
             .channels
@@ -270,16 +309,21 @@ impl Nodes {
 impl State {
     /// The configured endpoint whose turn it is, or the next that did not fail lately. The turn passes on only by failure:
     /// a client that hops for no reason opens every connection.
-    fn in_turn(&self) -> Arc<str> {
+    fn in_turn(&self, now: MonoTime) -> Arc<str> {
         let count = self.configured.len();
         let skip = (0..count)
             .find(|skip| {
-                !self
-                    .shunned
-                    .contains_key(&self.configured[(self.turn + skip) % count])
+                let configured = &self.configured[(self.turn + skip) % count];
+                !self.is_shunned(configured, now)
             })
             .unwrap_or(0);
         self.configured[(self.turn + skip) % count].clone()
+    }
+
+    fn is_shunned(&self, address: &str, now: MonoTime) -> bool {
+        self.shunned
+            .get(address)
+            .is_some_and(|shunned| now < shunned.until)
     }
 
     fn turn_from(&mut self, address: &Arc<str>) {
@@ -300,4 +344,27 @@ fn endpoint(address: &str) -> Endpoint {
     // Addresses are checked where they come in (build, learn); should one slip through, its connect fails, which is handled.
     Endpoint::from_shared(format!("http://{address}"))
         .unwrap_or_else(|_| Endpoint::from_static("http://invalid.invalid"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_node_that_fails_soon_again_is_shunned_for_longer() {
+        let second = Duration::from_secs(1);
+        let at = |seconds: u32| MonoTime::default() + second * seconds;
+        let mut shunned = Shunned::again(None, at(0));
+        assert_eq!(shunned.length, second);
+        let during = Shunned::again(Some(shunned), MonoTime::default() + second / 2);
+        assert_eq!(during.until, at(1), "nothing new");
+        let mut now = 1;
+        for seconds in [2, 4, 8, 16, 16] {
+            shunned = Shunned::again(Some(shunned), at(now));
+            now += seconds;
+            assert_eq!((shunned.length, shunned.until), (second * seconds, at(now)));
+        }
+        let later = Shunned::again(Some(shunned), at(now + 16));
+        assert_eq!(later.length, second, "it worked for long");
+    }
 }
