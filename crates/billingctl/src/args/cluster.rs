@@ -111,8 +111,9 @@ pub enum Cluster {
     Restore(Restore),
     /// Allow charging after a restore, or after a bootstrap that was not the first. Audited.
     ///
-    /// Do this only after the longest time that a charge can be on its way, and after comparing the ledger with the
-    /// provider's books: what the ledger forgot could be charged again.
+    /// Do this only after the longest time that a charge can be on its way (valid_for + in_flight_max of its terms), after
+    /// cancelling at the provider what can still be confirmed and the ledger does not know, and after comparing the ledger
+    /// with the provider's books: what the ledger forgot could be charged again.
     AllowCharges {
         /// What was compared.
         #[arg(long, value_name = "TEXT")]

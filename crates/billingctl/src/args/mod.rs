@@ -399,6 +399,7 @@ pub enum Charge {
     ///
     /// Look into the provider's books first, for exactly the key that `charge list` shows.
     /// --not-charged is refused while a lease stands, and until no send under the key can take effect any more.
+    /// Nothing that the books said before that time counts: look again, then say it.
     #[command(group = clap::ArgGroup::new("word").required(true))]
     Resolve {
         /// The invoice's id.
