@@ -11,6 +11,11 @@ use billing_env::{BootTime, BoxFuture, Clock, MonoTime};
 
 /// 1 January 2026, where every simulation begins.
 pub const EPOCH_S: u64 = 1_767_225_600;
+
+/// What a right wall clock says then, in unix ms.
+pub fn true_wall_ms(elapsed: Duration) -> u64 {
+    EPOCH_S * 1_000 + u64::try_from(elapsed.as_millis()).unwrap_or(u64::MAX)
+}
 const MILLION: i128 = 1_000_000;
 /// What is left of a sleep is slept again, since the rate may have changed meanwhile; never shorter than a tick.
 const NAP_MIN: Duration = Duration::from_millis(1);

@@ -8,14 +8,18 @@ use billing_core::{
     AuditRecord, ClusterTime, IdempotencyKey, InvoiceId, ObjectId, SessionId, What,
 };
 
+use crate::clock::true_wall_ms;
+
+/// A wall clock that is off is off by more, and no stamp is that old when it is seen first, where clocks are right.
+const AHEAD_MS: u64 = 10_000;
+
 /// A lease that stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Lease {
     pub token: u64,
     pub session: SessionId,
     pub granted_at: ClusterTime,
-    /// In true time, when the first node was seen to have applied it.
-    pub granted_seen: Duration,
+    pub granted_wall_ms: u64,
 }
 
 /// An attempt that is open or closing.
@@ -24,8 +28,8 @@ pub struct Attempt {
     pub key: IdempotencyKey,
     pub token: u64,
     pub begun_at: ClusterTime,
-    /// In true time, when the first node was seen to have applied it.
-    pub begun_seen: Duration,
+    /// None: the leader's wall clock was ahead of true time, and it depends on who was asked about it what was counted from it.
+    pub begun_wall_ms: Option<u64>,
     pub taken_over: bool,
     /// Its key is none that a log used which a restore lost.
     pub key_is_new: bool,
@@ -117,7 +121,7 @@ impl Replay {
                     token: record.token.0,
                     session: *session,
                     granted_at: record.at,
-                    granted_seen: seen,
+                    granted_wall_ms: record.wall.0,
                 });
             }
             What::Released { .. }
@@ -130,7 +134,8 @@ impl Replay {
                     key,
                     token: record.token.0,
                     begun_at: record.at,
-                    begun_seen: seen,
+                    begun_wall_ms: Some(record.wall.0)
+                        .filter(|&wall| wall < true_wall_ms(seen) + AHEAD_MS),
                     taken_over: false,
                     key_is_new: !self.restored,
                     closing: false,

@@ -17,7 +17,7 @@ use tokio::sync::oneshot;
 use turmoil::{Builder, Sim};
 
 use crate::chance::Chance;
-use crate::clock::EPOCH_S;
+use crate::clock::{EPOCH_S, true_wall_ms};
 use crate::machines::caller::{Caller, CallerSettings};
 use crate::machines::desk::Desk;
 use crate::machines::node::{Host, NodeSettings};
@@ -391,7 +391,7 @@ impl World {
                 }
                 anyhow::Ok(())
             })?;
-            let truly = EPOCH_S * 1_000 + u64::try_from(now.as_millis()).unwrap_or(u64::MAX);
+            let truly = true_wall_ms(now);
             let off_s = record.wall.0.abs_diff(truly) / 1_000;
             let wall = match off_s {
                 0..10 => String::new(),

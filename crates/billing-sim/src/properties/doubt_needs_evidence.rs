@@ -2,16 +2,12 @@
 //! a send was the only one under its key is counted at the provider's own door, before the word and after it.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::time::Duration;
 
 use billing_core::{ClusterTime, Finality, What};
 
 use super::{Moment, Property, Verdict, on};
 use crate::profile::Promises;
 use crate::replay::Step;
-
-/// Between a record and the look that saw it.
-const SEEN_LATE_MAX: Duration = Duration::from_millis(100);
 
 #[derive(Default)]
 pub struct DoubtNeedsEvidence {
@@ -83,13 +79,11 @@ impl Property for DoubtNeedsEvidence {
                 }
             }
             What::LookedUpNone { counts: true } => {
-                // The ledger asks two clocks; here one of them is true time, as far as clocks can be held to it.
                 let quiet = promises.quiet_after_ms();
-                let truly = Duration::from_millis(quiet).mul_f64(0.98);
                 let late = before.lease.as_ref().is_some_and(|lease| {
-                    let since = lease.granted_seen.saturating_sub(attempt.begun_seen);
+                    let by_wall = |begun: u64| lease.granted_wall_ms > begun + quiet;
                     lease.granted_at.0 > attempt.begun_at.0 + quiet
-                        && (since + SEEN_LATE_MAX >= truly || !promises.clocks_keep_drift)
+                        && attempt.begun_wall_ms.is_none_or(by_wall)
                 });
                 if !late {
                     return on(
