@@ -120,7 +120,7 @@ impl Gate {
             Said::Charged(charged) => Known::Charged(charged),
             Said::Working { .. } => Known::Working,
             Said::Declined { code, retryable } => {
-                self.declined_before(&job.attempt, code, retryable)
+                self.declined_before(job.attempt, code, retryable)
             }
             Said::Unclear { why, .. } => Known::Unclear(format!("look-up: {why}")),
         }

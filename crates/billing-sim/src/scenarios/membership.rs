@@ -82,7 +82,7 @@ pub fn run(world: &mut World) -> Result<()> {
 }
 
 /// Somebody who may go: often the leader, and never the last founding node, whose address clients are configured with.
-fn leaving(world: &World, voters: &[u64], leader: Option<u64>) -> Result<u64> {
+pub(super) fn leaving(world: &World, voters: &[u64], leader: Option<u64>) -> Result<u64> {
     let founders: Vec<u64> = voters
         .iter()
         .copied()
@@ -109,7 +109,7 @@ fn added(world: &mut World) -> Result<u64> {
 }
 
 /// Whoever was removed ends by itself.
-fn gone(world: &mut World, id: u64) -> Result<()> {
+pub(super) fn gone(world: &mut World, id: u64) -> Result<()> {
     world.note(format_args!("node {id} is no member any more"));
     if world.hosts[&id].node().is_none() && world.hosts[&id].ended().is_none() {
         world.restart(id);

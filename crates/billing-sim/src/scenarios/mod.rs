@@ -24,6 +24,7 @@ pub mod stale_words;
 pub mod stalled_leader;
 mod steps;
 pub mod swarm;
+pub mod swarm_changes;
 pub mod truncation;
 pub mod unheard_settlement;
 pub mod vote_then_power_loss;
@@ -45,11 +46,16 @@ fn nodes_only(_: &Chance) -> Setting {
     Setting::default()
 }
 
-pub const ALL: [Scenario; 25] = [
+pub const ALL: [Scenario; 26] = [
     Scenario {
         name: "swarm",
         setting: swarm::setting,
         run: swarm::run,
+    },
+    Scenario {
+        name: "swarm_changes",
+        setting: swarm_changes::setting,
+        run: swarm_changes::run,
     },
     Scenario {
         name: "smoke",

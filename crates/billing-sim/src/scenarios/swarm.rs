@@ -51,43 +51,89 @@ pub fn setting(chance: &Chance) -> Setting {
 }
 
 pub fn run(world: &mut World) -> Result<()> {
-    if world.chance.below(8) == 0 {
-        world.promises.clocks_keep_drift = false;
-        world.promises.one_charge = world.setting.provider == Provider::Objects;
-    }
-    world.bootstrapped()?;
-    // The desk takes jobs from its first step on.
-    world.pass(Duration::from_millis(5))?;
-    let mut submissions = Submissions {
-        next: Duration::ZERO,
-        number: 0,
-    };
-    let kinds: Vec<Kind> = Kind::ALL
-        .into_iter()
-        .filter(|_| world.chance.below(2) == 0)
-        .collect();
-    world.note(format_args!(
-        "faults of this seed: {kinds:?}, clocks keep drift: {}",
-        world.promises.clocks_keep_drift
-    ));
-    let mut faults = Faults::default();
-    let until = world.elapsed() + Duration::from_millis(60_000 + world.chance.below(30_000));
+    let mut rough = Rough::begin(world)?;
+    let lasts = Duration::from_millis(60_000 + world.chance.below(30_000));
     // Some seeds are hectic, some leave time between two faults.
-    let pause_ms = 200 + world.chance.below(6_000);
-    let mut next = world.elapsed();
-    while world.elapsed() < until {
-        faults.cure_due(world);
-        submissions.by_now(world)?;
-        if world.elapsed() >= next && !kinds.is_empty() {
-            let nth = world.chance.below(kinds.len() as u64);
-            faults.bring(world, kinds[usize::try_from(nth)?])?;
-            next = world.elapsed() + Duration::from_millis(50 + world.chance.below(2 * pause_ms));
+    rough.pause_ms = 200 + world.chance.below(6_000);
+    rough.go_on(world, lasts, |_| Ok(()))?;
+    rough.calm(world)?;
+    end(world)
+}
+
+/// A time in which anything may happen.
+pub(super) struct Rough {
+    submissions: Submissions,
+    kinds: Vec<Kind>,
+    faults: Faults,
+    /// About so long until the next fault.
+    pause_ms: u64,
+}
+
+impl Rough {
+    /// Draws what kinds of faults there will be.
+    pub fn begin(world: &mut World) -> Result<Rough> {
+        if world.chance.below(8) == 0 {
+            world.promises.clocks_keep_drift = false;
+            world.promises.one_charge = world.setting.provider == Provider::Objects;
         }
-        world.step()?;
+        world.bootstrapped()?;
+        // The desk takes jobs from its first step on.
+        world.pass(Duration::from_millis(5))?;
+        let kinds: Vec<Kind> = Kind::ALL
+            .into_iter()
+            .filter(|_| world.chance.below(2) == 0)
+            .collect();
+        world.note(format_args!(
+            "faults of this seed: {kinds:?}, clocks keep drift: {}",
+            world.promises.clocks_keep_drift
+        ));
+        Ok(Rough {
+            submissions: Submissions {
+                next: Duration::ZERO,
+                number: 0,
+            },
+            kinds,
+            faults: Faults::default(),
+            pause_ms: 2_000,
+        })
     }
-    faults.cure_all(world);
-    let all: Vec<u64> = world.hosts.keys().copied().collect();
-    world.leader(&all)?;
+
+    /// Faults come and go, invoices are submitted, and `also` is asked at each step.
+    pub fn go_on(
+        &mut self,
+        world: &mut World,
+        lasts: Duration,
+        mut also: impl FnMut(&mut World) -> Result<()>,
+    ) -> Result<()> {
+        let until = world.elapsed() + lasts;
+        let mut next = world.elapsed();
+        while world.elapsed() < until {
+            self.faults.cure_due(world);
+            self.submissions.by_now(world)?;
+            also(world)?;
+            if world.elapsed() >= next && !self.kinds.is_empty() {
+                let nth = world.chance.below(self.kinds.len() as u64);
+                self.faults
+                    .bring(world, self.kinds[usize::try_from(nth)?])?;
+                let pause = Duration::from_millis(50 + world.chance.below(2 * self.pause_ms));
+                next = world.elapsed() + pause;
+            }
+            world.step()?;
+        }
+        Ok(())
+    }
+
+    /// Every fault ends, and a leader is agreed upon.
+    pub fn calm(&mut self, world: &mut World) -> Result<()> {
+        self.faults.cure_all(world);
+        let all: Vec<u64> = world.hosts.keys().copied().collect();
+        world.leader(&all)?;
+        Ok(())
+    }
+}
+
+/// Everything ends well, and the properties are asked.
+pub(super) fn end(world: &mut World) -> Result<()> {
     world.pass(Duration::from_secs(5))?;
     for caller in world.callers.values() {
         caller.rest();
