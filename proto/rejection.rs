@@ -168,6 +168,9 @@ fn to_wire(rejection: &Rejection) -> Reason {
             in_ms,
         }),
         Rejection::ChargesNotAllowed => Reason::ChargesNotAllowed(wire::ChargesNotAllowed {}),
+        Rejection::ClocksDisagree { apart_ms } => {
+            Reason::ClocksDisagree(wire::ClocksDisagree { apart_ms })
+        }
         Rejection::ProviderPaused { provider, reason } => {
             Reason::ProviderPaused(wire::ProviderPaused {
                 provider: provider.to_string(),
@@ -372,6 +375,9 @@ fn from_wire(reason: Reason) -> Result<Rejection, OutOfBounds> {
             in_ms,
         },
         Reason::ChargesNotAllowed(wire::ChargesNotAllowed {}) => Rejection::ChargesNotAllowed,
+        Reason::ClocksDisagree(wire::ClocksDisagree { apart_ms }) => {
+            Rejection::ClocksDisagree { apart_ms }
+        }
         Reason::ProviderPaused(wire::ProviderPaused { provider, reason }) => {
             Rejection::ProviderPaused {
                 provider: ProviderId::new(&provider)?,

@@ -66,6 +66,7 @@ pub fn code(rejection: &Rejection) -> Code {
         | Rejection::AttemptsUsedUp { .. }
         | Rejection::TooEarly { .. }
         | Rejection::ChargesNotAllowed
+        | Rejection::ClocksDisagree { .. }
         | Rejection::ProviderPaused { .. }
         | Rejection::MembershipRefused { .. } => Code::FailedPrecondition,
     }

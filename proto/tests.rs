@@ -149,6 +149,9 @@ pub(crate) fn every_rejection() -> Result<Vec<Rejection>, OutOfBounds> {
             in_ms: 3_600_000,
         },
         Rejection::ChargesNotAllowed,
+        Rejection::ClocksDisagree {
+            apart_ms: 3_600_000,
+        },
         Rejection::ProviderPaused {
             provider: ProviderId::new("stripe")?,
             reason: Evidence::new("their outage")?,

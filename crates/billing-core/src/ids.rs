@@ -483,8 +483,9 @@ pub struct Stamp {
     /// The leader's monotonic time since it took `base`, in ms.
     pub elapsed_ms: u64,
     pub wall: WallTime,
-    /// How far `wall` has run away from the leader's monotonic time since its last comparison with a majority's clocks, in ms;
-    /// positive: ahead. 0 before the first.
+    /// How far `wall` is ahead of what else the time may be, in ms; negative: behind. By the leader's last comparison with a
+    /// majority's clocks and its monotonic time since; while as many say one thing as another, by the other ones. 0 before the
+    /// first comparison.
     pub wall_jumped_ms: i64,
 }
 

@@ -20,7 +20,8 @@ pub const ATTEMPT_NUMBER_MAX: u32 = 1_000_000; // A reported key may name a numb
 
 pub const VALID_FOR_MS_MIN: u64 = 1_000;
 pub const VALID_FOR_MS_MAX: u64 = 30 * DAY_MS; // No provider documents keeping keys longer.
-pub const OLD_KEYS_MS: u64 = 30 * DAY_MS; // After a restore a key may be one that the lost log used; as long may it be known.
+pub const KEY_RETENTION_MS_MAX: u64 = 30 * DAY_MS; // As VALID_FOR_MS_MAX.
+pub const OLD_KEYS_MS: u64 = 2 * KEY_RETENTION_MS_MAX; // A key of a log that a restore lost may be known so long; some keep more than they promise.
 pub const IN_FLIGHT_MS_MAX: u64 = 7 * DAY_MS;
 pub const PENDING_MS_MAX: u64 = 30 * DAY_MS; // Bank debits settle in days; after that somebody must look.
 

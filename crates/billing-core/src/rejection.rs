@@ -144,6 +144,10 @@ pub enum Rejection {
         "charges are not allowed since a bootstrap or restore: compare with the provider's books, then AllowCharges"
     )]
     ChargesNotAllowed,
+    #[error(
+        "the wall clocks of the nodes are {apart_ms} ms apart and nobody can tell which is right: no attempt would be sent in time"
+    )]
+    ClocksDisagree { apart_ms: u64 },
     #[error("provider {provider} is paused: {reason}")]
     ProviderPaused {
         provider: ProviderId,
@@ -249,6 +253,7 @@ impl Rejection {
             Self::AttemptsUsedUp { .. } => "ATTEMPTS_USED_UP",
             Self::TooEarly { .. } => "TOO_EARLY",
             Self::ChargesNotAllowed => "CHARGES_NOT_ALLOWED",
+            Self::ClocksDisagree { .. } => "CLOCKS_DISAGREE",
             Self::ProviderPaused { .. } => "PROVIDER_PAUSED",
             Self::Overloaded { .. } => "OVERLOADED",
             Self::IndexPurged { .. } => "INDEX_PURGED",

@@ -217,11 +217,17 @@ impl Gate {
         match () {
             // Every confirmation goes to the recorded object, and the next attempt's will too.
             () if profile.single_use_object => Finality::Object,
-            () if job.attempt.keeps_declines => Finality::Sticky,
+            () if self.keeps_declines(job.attempt) => Finality::Sticky,
             () if sends == 1 && !job.attempt.taken_over => Finality::SoleSend,
             () if !job.attempt.taken_over && sabotaged!(SoleSendOfMany) => Finality::SoleSend,
             () => Finality::None,
         }
+    }
+
+    /// Whoever made the attempt, or the ledger, may know that declines under its key are not kept; or we may have learned it
+    /// since.
+    fn keeps_declines(&self, attempt: &Attempt) -> bool {
+        self.config.profile.sticky_declines && attempt.keeps_declines
     }
 
     /// The check, made on a connection that stands already.

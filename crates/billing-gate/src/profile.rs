@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
-use billing_core::limits::PENDING_MS_MAX;
+use billing_core::limits::{KEY_RETENTION_MS_MAX, PENDING_MS_MAX};
 use serde::Deserialize;
 
 /// The table that ships with the crate.
@@ -122,6 +122,15 @@ impl Profile {
                 shown(self.key_retention)
             )));
         }
+        // After a restore the ledger takes declines under old keys for kept ones again when no provider knows those keys.
+        let retention_max = Duration::from_millis(KEY_RETENTION_MS_MAX);
+        if self.sticky_declines && !self.single_use_object && self.key_retention > retention_max {
+            return Err(contradiction(format!(
+                "key_retention {} is more than the {} that a ledger counts on where sticky_declines holds",
+                shown(self.key_retention),
+                shown(retention_max)
+            )));
+        }
         if self.request_timeout.saturating_add(self.look_up_lag) > self.in_flight_max {
             return Err(contradiction(format!(
                 "in_flight_max {} must cover request_timeout {} and look_up_lag {}",
@@ -172,10 +181,17 @@ mod tests {
             profile.stored_errors = false;
         };
         type Change = fn(&mut Profile);
-        let changes: [(Change, &str); 5] = [
+        let changes: [(Change, &str); 6] = [
             (|_| {}, ""),
             (|profile| profile.sticky_declines = true, "key_retention 0s"),
             (|profile| profile.stored_errors = true, "key_retention 0s"),
+            (
+                |profile| {
+                    profile.sticky_declines = true;
+                    profile.key_retention = Duration::from_secs(31 * 86_400);
+                },
+                "sticky_declines",
+            ),
             (
                 |profile| profile.single_use_object = true,
                 "payment_intents",

@@ -276,6 +276,11 @@ impl Run {
                     Next::Pause(REFUSED_PAUSE)
                 }
             }
+            // Nobody has to allow anything: the nodes compare again, or somebody corrects a clock.
+            Outcome::Refused(rejection @ Rejection::ClocksDisagree { .. }) => {
+                tracing::warn!(%rejection, "no charge begins");
+                Next::Pause(REFUSED_PAUSE)
+            }
             Outcome::NotBegun(_) => Next::Pause(FAILED_PAUSE),
             _ => Next::GoOn,
         }

@@ -208,6 +208,9 @@ fn next_after(rejection: &Rejection) -> String {
         Rejection::ChargesNotAllowed => {
             "billingctl cluster allow-charges --evidence TEXT".to_owned()
         }
+        Rejection::ClocksDisagree { .. } => {
+            "see whose clock is off: billingctl doctor; correct it, then repeat".to_owned()
+        }
         Rejection::ProviderPaused { provider, .. } => {
             format!("billingctl cluster resume-provider {provider} --reason TEXT")
         }

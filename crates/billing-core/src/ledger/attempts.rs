@@ -55,6 +55,11 @@ impl Ledger {
                 if due_in_ms > 0 {
                     return Err(not_due(due_in_ms));
                 }
+                // Its window would be over by what time it may be already.
+                let apart_ms = self.wall_reached().ms_until(self.wall_perhaps());
+                if apart_ms >= begin.terms.valid_for.get() {
+                    return Err(Rejection::ClocksDisagree { apart_ms });
+                }
                 if let Some(object) = invoice.standing_object() {
                     same_account(
                         &begin.invoice,

@@ -9,7 +9,8 @@ use crate::command::{
 use crate::rejection::Bound;
 
 /// No cluster time reaches it: what a restored ledger waits for is the command, not a moment.
-const GRANTS_NEVER: ClusterTime = ClusterTime(u64::MAX);
+const GRANTS_NEVER: ClusterTime = FOREVER;
+const FOREVER: ClusterTime = ClusterTime(u64::MAX);
 
 impl Ledger {
     /// Makes of a backup's ledger one that awaits [`Command::Restore`]: until that is applied nothing but time is taken. To
@@ -76,7 +77,7 @@ impl Ledger {
         let now = self.scalars.now;
         (self.scalars.grants_from, self.scalars.old_keys_until) = match bootstrap.no_prior_charges {
             true => (now, now),
-            false => (now.plus(self.config.ttl_max.get()), now.plus(OLD_KEYS_MS)),
+            false => (now.plus(self.config.ttl_max.get()), FOREVER),
         };
         let (ledger_id, no_prior_charges) =
             (bootstrap.ledger_id.clone(), bootstrap.no_prior_charges);
@@ -116,7 +117,7 @@ impl Ledger {
         }
         self.scalars.charges_allowed = false;
         self.scalars.grants_from = self.scalars.now.plus(self.config.ttl_max.get());
-        self.scalars.old_keys_until = self.scalars.now.plus(OLD_KEYS_MS);
+        self.scalars.old_keys_until = FOREVER;
         let mut sessions: Vec<SessionId> = self.sessions.values().map(|open| open.id).collect();
         sessions.sort_unstable(); // The order shows in the audit log.
         for session in &sessions {
@@ -131,13 +132,15 @@ impl Ledger {
     fn jump_tokens(&mut self) {
         let beyond_log = self.scalars.token_last.0.saturating_add(TOKEN_JUMP);
         let beyond_time =
-            self.scalars.wall.0.min(u64::MAX >> (TOKEN_MS_SHIFT + 1)) << TOKEN_MS_SHIFT;
+            self.wall_perhaps().0.min(u64::MAX >> (TOKEN_MS_SHIFT + 1)) << TOKEN_MS_SHIFT;
         self.scalars.token_last = FencingToken(beyond_log.max(beyond_time));
     }
 
     pub(super) fn allow_charges(&mut self, allow: &AllowCharges) -> Reply {
         if !self.scalars.charges_allowed {
             self.scalars.charges_allowed = true;
+            // From here on nothing of the lost log is sent any more, and the provider forgets its keys.
+            self.scalars.old_keys_until = self.scalars.now.plus(OLD_KEYS_MS);
             self.note(
                 What::ChargesAllowed {
                     evidence: allow.evidence.clone(),

@@ -17,7 +17,7 @@ impl Ledger {
         self.scalars.wall
     }
 
-    /// What wall time surely has reached: what opens by it goes by this one, and so does every deadline that is set now.
+    /// What wall time has reached by whatever clock may be right: what opens by it goes by this one, and so does every deadline that is set now.
     pub(super) fn wall_reached(&self) -> WallTime {
         WallTime(
             self.scalars
@@ -27,7 +27,7 @@ impl Ledger {
         )
     }
 
-    /// What wall time may have reached: what closes by it goes by this one.
+    /// What wall time has reached by one that may be right: what closes by it goes by this one.
     pub(super) fn wall_perhaps(&self) -> WallTime {
         self.scalars
             .wall

@@ -15,7 +15,8 @@ use super::*;
 /// An older binary refuses a newer one.
 /// - 1, 2026-11-22: before the first release; no longer read.
 /// - 2, 2026-11-22: the longest TTL is part of the configuration; never released.
-/// - 3, 2026-11-22: written in parts; the audit log names the holder whose lease ended.
+/// - 3, 2026-11-22: written in parts; the audit log names the holder whose lease ended; never released.
+/// - 4, 2026-11-26: until when keys may be old ones; how far the wall clock may be off.
 const FORMAT: u16 = 4;
 
 const PAGE_BYTES: usize = 64 * 1_024; // A part is closed behind the record that reaches it.

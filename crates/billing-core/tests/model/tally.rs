@@ -7,7 +7,7 @@ use billing_core::*;
 const TIMES_MIN: u64 = 20;
 
 /// Answers, and charges by a provider of each profile.
-const EXPECTED: [&str; 51] = [
+const EXPECTED: [&str; 52] = [
     "acquire of many",
     "renew of many",
     "release of many",
@@ -53,6 +53,7 @@ const EXPECTED: [&str; 51] = [
     "OTHER_OBJECT",
     "TOO_EARLY",
     "CHARGES_NOT_ALLOWED",
+    "CLOCKS_DISAGREE",
     "PROVIDER_PAUSED",
     "OVERLOADED",
     "charged with sticky keys",

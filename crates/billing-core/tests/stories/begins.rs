@@ -93,12 +93,14 @@ fn a_wall_clock_that_jumped_alone_only_closes() {
          1s  wall jumps 365d ahead
          1s  op submits inv-2                 => submitted
          1s  ana claims 9 as 1                => claimed [inv-1:1 inv-2:2]
-         1s  ana begins inv-1 with token 1 valid 100s => L.1.inv-1 within 0 ms
+         1s  ana begins inv-1 with token 1 valid 100s => refused: the wall clocks of the nodes are 31536000000 ms apart and nobody can tell which is right: no attempt would be sent in time
          2s  wall jumps 365d back
-         2s  wall is compared
-         2s  ana begins inv-1 with token 1    => L.1.inv-1 within 99000 ms, taken over
-         3s  wall jumps 1h back
-         3s  ana begins inv-1 with token 1    => L.1.inv-1 within 98000 ms, taken over
+         2s  wall jumps 40s ahead
+         2s  ana begins inv-1 with token 1 valid 100s => L.1.inv-1 within 60000 ms
+         3s  wall jumps 40s back
+         3s  ana begins inv-1 with token 1    => L.1.inv-1 within 99000 ms, taken over
+         4s  wall jumps 1h back
+         4s  ana begins inv-1 with token 1    => L.1.inv-1 within 98000 ms, taken over
     ",
     );
 }

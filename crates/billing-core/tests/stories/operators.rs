@@ -55,7 +55,7 @@ fn after_a_restore_nothing_begins_or_continues_until_charges_are_allowed() {
 
 /// The restored ledger does not know that attempt 1 was made; the provider may, and may forget it at any moment.
 #[test]
-fn a_decline_under_a_key_that_may_be_older_than_the_restore_proves_nothing_for_a_month() {
+fn a_decline_under_a_key_that_may_be_older_than_the_restore_proves_nothing_for_two_months() {
     check(
         "
          0s  op submits inv-1                 => submitted
@@ -65,9 +65,9 @@ fn a_decline_under_a_key_that_may_be_older_than_the_restore_proves_nothing_for_a
        300s  ana acquires inv-1 for 60s       => token 536870913
        300s  ana begins inv-1 with token 536870913 sticky => L.1.inv-1 within 3600000 ms
        301s  ana settles inv-1/1 with token 536870913 declined stolen sticky => IN_DOUBT
-        31d  ana acquires inv-2 for 60s       => token 536870914
-        31d  ana begins inv-2 with token 536870914 sticky => L.1.inv-2 within 3600000 ms
-        31d  ana settles inv-2/1 with token 536870914 declined stolen sticky => FAILED
+        61d  ana acquires inv-2 for 60s       => token 536870914
+        61d  ana begins inv-2 with token 536870914 sticky => L.1.inv-2 within 3600000 ms
+        61d  ana settles inv-2/1 with token 536870914 declined stolen sticky => FAILED
     ",
     );
 }

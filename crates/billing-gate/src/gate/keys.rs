@@ -163,7 +163,7 @@ impl Gate {
     /// A no to some send of this key, whoever's. Where declines are kept it is what the key answers for good; where they are
     /// not, another send may have succeeded since, or still may, and what was found is that nothing has.
     fn declined_before(&self, attempt: &Attempt, code: DeclineCode, retryable: bool) -> Known {
-        if attempt.keeps_declines {
+        if self.keeps_declines(attempt) {
             Known::Declined {
                 code,
                 retryable,

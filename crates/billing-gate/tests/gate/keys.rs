@@ -294,6 +294,37 @@ async fn a_decline_that_is_not_kept_is_final_after_a_sole_send_only() {
     }
 }
 
+/// The ledger may believe less than the profile says (after a restore), and a profile may be corrected while attempts are open.
+#[tokio::test]
+async fn a_decline_counts_as_kept_only_where_the_terms_and_the_profile_say_so() {
+    let loose = Promises {
+        sticky: false,
+        ..Promises::default()
+    };
+    for (opens, takes_over) in [(Promises::default(), loose), (loose, Promises::default())] {
+        let world = World::new().await;
+        world.submit("inv-1");
+        dies_at(
+            &world,
+            &opens.gate(&world, NO_FUNDS),
+            "inv-1",
+            "before_send",
+        )
+        .await;
+        let no = world.run(&takes_over.gate(&world, NO_FUNDS), "inv-1").await;
+        assert!(
+            matches!(
+                no,
+                Outcome::Declined {
+                    status: InvoiceStatus::InDoubt,
+                    ..
+                }
+            ),
+            "{no:?}"
+        );
+    }
+}
+
 #[tokio::test]
 async fn a_lost_reply_is_looked_up() {
     for faults in [

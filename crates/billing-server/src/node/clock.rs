@@ -3,12 +3,18 @@
 
 use std::sync::atomic::{AtomicI64, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
 
 use billing_core::{ClusterTime, Stamp, WallTime, sabotaged};
 use billing_env::{Clock, MonoTime};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+
+use super::bounds::WALL_OFF_MAX_MS;
 
 use crate::raft::types::LeaderId;
+
+/// How often a clock that is off is a reason to compare.
+const DOUBT_EVERY: Duration = Duration::from_secs(5);
 
 /// Where one leadership began to count.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -27,8 +33,25 @@ pub struct LeaderClock {
     ready: watch::Sender<Option<LeaderId>>,
     /// Added to this machine's wall clock while it disagrees with a majority's.
     wall_correction_ms: AtomicI64,
-    /// What the last comparison made of the wall clock, and when that was.
-    anchor: Mutex<Option<(WallTime, MonoTime)>>,
+    /// What the last comparison made of the wall clock.
+    anchor: Mutex<Option<Anchor>>,
+    /// Somebody should compare: a stamp was far from the anchor.
+    doubted: Notify,
+}
+
+/// Both clocks at one instant.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct Reading {
+    wall: WallTime,
+    at: MonoTime,
+}
+
+#[derive(Debug, Clone, Copy)]
+struct Anchor {
+    /// What else the time may be, or the agreed time.
+    reading: Reading,
+    /// Not again before.
+    doubt_from: MonoTime,
 }
 
 impl LeaderClock {
@@ -40,6 +63,7 @@ impl LeaderClock {
             ready: watch::Sender::new(None),
             wall_correction_ms: AtomicI64::new(0),
             anchor: Mutex::default(),
+            doubted: Notify::new(),
         }
     }
 
@@ -47,7 +71,7 @@ impl LeaderClock {
         self.base.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
-    fn anchor(&self) -> MutexGuard<'_, Option<(WallTime, MonoTime)>> {
+    fn anchor(&self) -> MutexGuard<'_, Option<Anchor>> {
         self.anchor.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -93,13 +117,20 @@ impl LeaderClock {
 
     /// How far `wall` is ahead of what the last comparison and the time since then make of it.
     fn wall_jumped_ms(&self, wall: WallTime, now: MonoTime) -> i64 {
-        let anchor = *self.anchor();
-        anchor.map_or(0, |(then, at)| {
-            let since = u64::try_from(now.since(at).as_millis()).unwrap_or(u64::MAX);
-            let expected = then.plus(since);
-            let far = i64::try_from(wall.0.abs_diff(expected.0)).unwrap_or(i64::MAX);
-            if wall < expected { -far } else { far }
-        })
+        let mut anchor = self.anchor();
+        let Some(anchor) = &mut *anchor else {
+            return 0;
+        };
+        let since = now.since(anchor.reading.at);
+        let since = u64::try_from(since.as_millis()).unwrap_or(u64::MAX);
+        let expected = anchor.reading.wall.plus(since);
+        let off_ms = wall.0.abs_diff(expected.0);
+        if off_ms > WALL_OFF_MAX_MS && now >= anchor.doubt_from {
+            anchor.doubt_from = now + DOUBT_EVERY;
+            self.doubted.notify_one();
+        }
+        let off_ms = i64::try_from(off_ms).unwrap_or(i64::MAX);
+        if wall < expected { -off_ms } else { off_ms }
     }
 
     /// Unix time as this node stamps it: its own, or a majority's median while its own is off.
@@ -113,22 +144,47 @@ impl LeaderClock {
         self.wall_correction_ms.load(Ordering::Relaxed)
     }
 
-    /// The clocks were compared with a majority's, and this is what came of it.
-    pub fn correct_wall(&self, correction_ms: i64) {
-        self.wall_correction_ms
-            .store(correction_ms, Ordering::Relaxed);
-        *self.anchor() = Some((self.wall(), self.clock.monotonic()));
+    /// To be taken before others are asked: a clock that is set meanwhile is off from what they answer.
+    pub fn reading(&self) -> Reading {
+        Reading {
+            wall: WallTime(self.clock.wall_ms()),
+            at: self.clock.monotonic(),
+        }
     }
 
-    /// The clocks were compared and nobody can tell who is right: what is stamped goes on, and the far end is told with it.
-    pub fn doubt_wall(&self, low_ms: i64, high_ms: i64) {
-        let stamped = self.wall_correction_ms();
-        let far = match stamped.abs_diff(low_ms) > stamped.abs_diff(high_ms) {
-            true => low_ms,
-            false => high_ms,
-        };
-        let other = WallTime(self.clock.wall_ms().saturating_add_signed(far));
-        *self.anchor() = Some((other, self.clock.monotonic()));
+    /// The clocks were compared with a majority's, and this is what came of it.
+    pub fn correct_wall(&self, correction_ms: i64, read: Reading) {
+        self.compared_as(correction_ms, correction_ms, read);
+    }
+
+    /// The clocks were compared and nobody can tell who is right: one end is stamped, the nearer one to what was stamped
+    /// before, and the other one is told with it.
+    pub fn doubt_wall(&self, low_ms: i64, high_ms: i64, read: Reading) {
+        let before = self.wall_correction_ms();
+        match before.abs_diff(low_ms) <= before.abs_diff(high_ms) {
+            true => self.compared_as(low_ms, high_ms, read),
+            false => self.compared_as(high_ms, low_ms, read),
+        }
+    }
+
+    fn compared_as(&self, stamped_ms: i64, other_ms: i64, read: Reading) {
+        let mut anchor = self.anchor();
+        self.wall_correction_ms.store(stamped_ms, Ordering::Relaxed);
+        *anchor = Some(Anchor {
+            reading: Reading {
+                wall: WallTime(read.wall.0.saturating_add_signed(other_ms)),
+                at: read.at,
+            },
+            doubt_from: match stamped_ms == other_ms {
+                true => read.at,
+                false => read.at + DOUBT_EVERY,
+            },
+        });
+    }
+
+    /// Resolves when a stamp was so far from the last comparison that another one is due.
+    pub async fn doubted(&self) {
+        self.doubted.notified().await;
     }
 
     /// Whether that was done since this process began.
@@ -174,11 +230,9 @@ pub fn compare(offsets: &[i64], off_max_ms: u64) -> Compared {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::atomic::AtomicU64;
-    use std::time::Duration;
-
     use billing_env::{BootTime, BoxFuture};
     use openraft::vote::RaftLeaderId;
+    use std::sync::atomic::AtomicU64;
 
     use super::*;
 
@@ -257,15 +311,48 @@ mod tests {
         };
         hand.1.store(5_000, Ordering::Relaxed);
         assert_eq!(told(), Some((1_005_000, 0)), "never compared");
-        clock.correct_wall(-5_000);
+        clock.correct_wall(-5_000, clock.reading());
         hand.advance(Duration::from_secs(7));
         assert_eq!(told(), Some((1_007_000, 0)), "as the others say");
         hand.1.store(65_000, Ordering::Relaxed);
         assert_eq!(told(), Some((1_067_000, 60_000)), "ahead");
         hand.1.store(-25_000, Ordering::Relaxed);
         assert_eq!(told(), Some((977_000, -30_000)), "back");
-        clock.correct_wall(0);
+        clock.correct_wall(0, clock.reading());
         assert_eq!(told(), Some((982_000, 0)), "a majority went along");
+    }
+
+    #[test]
+    fn a_clock_that_is_set_while_others_are_asked_is_off_from_what_they_answer() {
+        let hand = Arc::new(ByHand::default());
+        let clock = LeaderClock::new(1, hand.clone());
+        let own = leadership(3, 1);
+        clock.own_entry_applied(own, ClusterTime(0));
+        let read = clock.reading();
+        hand.1.store(3_600_000, Ordering::Relaxed);
+        clock.correct_wall(0, read);
+        let jumped = clock.stamp(own).map(|stamp| stamp.wall_jumped_ms);
+        assert_eq!(jumped, Some(3_600_000));
+    }
+
+    #[tokio::test]
+    async fn a_stamp_that_is_far_off_asks_for_a_comparison() {
+        let hand = Arc::new(ByHand::default());
+        let clock = LeaderClock::new(1, hand.clone());
+        let own = leadership(3, 1);
+        clock.own_entry_applied(own, ClusterTime(0));
+        clock.correct_wall(0, clock.reading());
+        let asked = async |clock: &LeaderClock| {
+            let stamp = clock.stamp(own);
+            assert!(stamp.is_some());
+            futures::FutureExt::now_or_never(clock.doubted()).is_some()
+        };
+        assert!(!asked(&clock).await);
+        hand.1.store(3_600_000, Ordering::Relaxed);
+        assert!(asked(&clock).await);
+        assert!(!asked(&clock).await, "once is enough for a while");
+        hand.advance(DOUBT_EVERY);
+        assert!(asked(&clock).await);
     }
 
     #[test]
@@ -315,17 +402,21 @@ mod tests {
         clock.own_entry_applied(own, ClusterTime(0));
         let jumped = || clock.stamp(own).map(|stamp| stamp.wall_jumped_ms);
         assert!(!clock.compared());
-        clock.doubt_wall(-100_000, 0);
+        clock.doubt_wall(-100_000, 0, clock.reading());
         assert_eq!(jumped(), Some(100_000), "the other one is behind");
-        clock.doubt_wall(0, 100_000);
+        clock.doubt_wall(0, 100_000, clock.reading());
         assert_eq!(jumped(), Some(-100_000), "the other one is ahead");
-        clock.correct_wall(100_000);
-        clock.doubt_wall(0, 100_000);
+        clock.correct_wall(100_000, clock.reading());
+        clock.doubt_wall(0, 100_000, clock.reading());
         assert_eq!(
             jumped(),
             Some(100_000),
             "what was agreed before is stamped still"
         );
         assert!(clock.compared());
+        clock.correct_wall(-60_000, clock.reading());
+        clock.doubt_wall(-200_000, 0, clock.reading());
+        assert_eq!(clock.wall_correction_ms(), 0, "the nearer end is stamped");
+        assert_eq!(jumped(), Some(200_000), "and both ends are told");
     }
 }

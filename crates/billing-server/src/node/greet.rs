@@ -14,7 +14,7 @@ use serde::{Deserialize, Serialize};
 use tonic::{Code, Status};
 
 use super::bounds::{GREETING_EVERY, WALL_OFF_MAX_MS};
-use super::clock::{Compared, compare};
+use super::clock::{Compared, Reading, compare};
 use super::{EndReason, Inner, meeting};
 use crate::raft::folders::FolderId;
 use crate::raft::links::{Lane, body, payload};
@@ -193,7 +193,7 @@ async fn bootstrap(node: &Inner, founding: &Founding) {
 }
 
 /// Meets the other members where a restored node must. Then greets every one of them at once, when this node is elected, every
-/// minute; and when it was told to look around, or no leader has sent it anything for an election timeout: then it may have
+/// minute, when its wall clock is set; and when it was told to look around, or no leader has sent it anything for an election timeout: then it may have
 /// been removed.
 pub(crate) async fn run(node: Arc<Inner>) {
     meeting::meet(&node).await;
@@ -231,6 +231,7 @@ pub(crate) async fn run(node: Arc<Inner>) {
             () = elected => {}
             () = lonely => {}
             () = node.membership.look_around.notified() => {}
+            () = node.replica.clock.doubted() => {}
             () = node.env.clock.sleep(GREETING_EVERY) => {}
         }
     }
@@ -248,6 +249,7 @@ async fn round(node: &Inner) {
         .iter()
         .map(async |(to, peer)| (to, greet(node, *to, peer, &greeting).await))
         .collect();
+    let read = node.replica.clock.reading();
     let majority = members.len() / 2 + 1;
     let (mut offsets, mut bans) = (Vec::new(), Vec::new());
     while let Some((to, answer)) = answers.next().await {
@@ -256,7 +258,7 @@ async fn round(node: &Inner) {
                 offsets.push(offset);
                 // A clock that was never compared is believed: not for as long as somebody is silent.
                 if offsets.len() + 1 >= majority && !node.replica.clock.compared() {
-                    compare_wall(node, &offsets);
+                    compare_wall(node, &offsets, read);
                 }
             }
             Err(status) if removed(&status) => {
@@ -285,13 +287,13 @@ async fn round(node: &Inner) {
     }
     // Not the leader alone: whoever is elected next stamps by it at once, and each node raises its own alarm.
     if offsets.len() + 1 >= majority {
-        compare_wall(node, &offsets);
+        compare_wall(node, &offsets, read);
     }
 }
 
 /// A node whose wall clock a majority does not share stamps the majority's when it leads (§4). Nothing but audit, `due_at`
 /// and closing goes by it.
-fn compare_wall(node: &Inner, offsets: &[i64]) {
+fn compare_wall(node: &Inner, offsets: &[i64], read: Reading) {
     let correction = match compare(offsets, WALL_OFF_MAX_MS) {
         Compared::Agree { correction_ms } => correction_ms,
         Compared::Split { low_ms, high_ms } => {
@@ -300,7 +302,7 @@ fn compare_wall(node: &Inner, offsets: &[i64]) {
                 high_ms,
                 "the members' wall clocks differ, and as many say one time as another: correct them"
             );
-            node.replica.clock.doubt_wall(low_ms, high_ms);
+            node.replica.clock.doubt_wall(low_ms, high_ms, read);
             return;
         }
     };
@@ -310,7 +312,7 @@ fn compare_wall(node: &Inner, offsets: &[i64]) {
             "this machine's wall clock differs from a majority's by more than {WALL_OFF_MAX_MS} ms; theirs is stamped: correct it"
         );
     }
-    node.replica.clock.correct_wall(correction);
+    node.replica.clock.correct_wall(correction, read);
 }
 
 /// Another node's word that this one must not go on.

@@ -6,8 +6,9 @@ use serde::{Serialize, de::DeserializeOwned};
 
 /// Version 1: entries, votes, log ids, snapshot headers, snapshots and peer messages as of the first release.
 /// Version 2 reads version 1: a snapshot's header names the node ids that were ever used; commands that carry many.
+/// Version 3 reads neither, since no release wrote them: a stamp says how far the wall clock may be off.
 /// Raise it with every change that an older binary would misread, and keep reading the older ones.
-pub const FORMAT: u8 = 2;
+pub const FORMAT: u8 = 3;
 
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum CodecError {
@@ -43,8 +44,11 @@ pub fn decode<T: DeserializeOwned>(what: &'static str, bytes: &[u8]) -> Result<T
             found: version,
         });
     }
-    if version == 0 {
-        return Err(broken(what, "format 0 was never written"));
+    if version < FORMAT {
+        let why = format!(
+            "it has format {version}, which no released billingd wrote: begin with a new data folder"
+        );
+        return Err(broken(what, why));
     }
     let (value, rest) = postcard::take_from_bytes(body).map_err(|error| broken(what, error))?;
     if rest.is_empty() {

@@ -306,7 +306,30 @@ impl RaftLogStorage<TypeConfig> for LogStore {
 
     async fn read_committed(&mut self) -> Result<Option<LogId>, io::Error> {
         let state = self.disk.state().map_err(|error| self.failed(error))?;
-        self.optional("committed", state.committed)
+        let committed: Option<LogId> = self.optional("committed", state.committed)?;
+        let Some(committed) = committed else {
+            return Ok(None);
+        };
+        // What is committed is known before this disk has it: others make a majority. So the hint may be ahead of a log that
+        // lost its end in a crash, or beside one whose end was to be replaced. It counts where the log has that very entry.
+        let log = self.get_log_state().await?;
+        let known = if log
+            .last_purged_log_id
+            .is_some_and(|purged| committed.index <= purged.index)
+        {
+            true
+        } else if log
+            .last_log_id
+            .is_none_or(|last| last.index < committed.index)
+        {
+            false
+        } else {
+            let there = self
+                .try_get_log_entries(committed.index..=committed.index)
+                .await?;
+            there.last().map(|entry| entry.log_id) == Some(committed)
+        };
+        Ok(known.then_some(committed))
     }
 
     async fn append<I>(
@@ -437,25 +460,63 @@ mod tests {
         Ok(log.disk.state()?.purged.map(|purged| purged.index))
     }
 
-    #[tokio::test]
-    async fn nobody_waits_for_a_long_purge_and_all_of_it_is_done() -> io::Result<()> {
-        let folder = tempfile::tempdir()?;
+    async fn empty(folder: &std::path::Path) -> io::Result<LogStore> {
         let identity = Identity {
             cluster: "demo".into(),
             node: 1,
             created_unix_ms: 0,
         };
-        let disk = billing_store::create(&folder.path().join("node"), &identity)?;
+        let disk = billing_store::create(&folder.join("node"), &identity)?;
         let folders = Folders::open(disk.log.clone(), FolderId([1; 8])).await;
         let folders = folders.map_err(io::Error::other)?;
-        let mut log = LogStore::new(disk.log.clone(), folders, FailStop::new(|_| {}));
-        let entries = (0..2_000).map(entry).collect::<io::Result<Vec<_>>>()?;
+        Ok(LogStore::new(
+            disk.log.clone(),
+            folders,
+            FailStop::new(|_| {}),
+        ))
+    }
+
+    async fn appended(log: &LogStore, indexes: Range<u64>) -> io::Result<()> {
+        let entries = indexes.map(entry).collect::<io::Result<Vec<_>>>()?;
         let (told, durable) = tokio::sync::oneshot::channel();
         let done = Box::new(move |result: Result<(), StoreError>| {
             let _ = told.send(result);
         });
-        disk.log.append(entries, done).await?;
-        durable.await.map_err(io::Error::other)??;
+        log.disk.append(entries, done).await?;
+        Ok(durable.await.map_err(io::Error::other)??)
+    }
+
+    /// What is committed is told by others before this disk has it, and is written with what this disk has.
+    #[tokio::test]
+    async fn a_committed_index_counts_only_where_the_log_has_that_entry() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let mut log = empty(folder.path()).await?;
+        appended(&log, 0..10).await?;
+        assert_eq!(log.read_committed().await?, None);
+        log.save_committed(Some(at(7))).await?;
+        assert_eq!(log.read_committed().await?, Some(at(7)));
+        log.save_committed(Some(at(12))).await?;
+        assert_eq!(log.read_committed().await?, None, "beyond the end");
+        let other = LogId::new(
+            LeaderId {
+                term: 2,
+                node_id: 1,
+            },
+            7,
+        );
+        log.save_committed(Some(other)).await?;
+        assert_eq!(log.read_committed().await?, None, "another entry is there");
+        log.purge(at(5)).await?;
+        log.save_committed(Some(at(4))).await?;
+        assert_eq!(log.read_committed().await?, Some(at(4)), "gone by");
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn nobody_waits_for_a_long_purge_and_all_of_it_is_done() -> io::Result<()> {
+        let folder = tempfile::tempdir()?;
+        let mut log = empty(folder.path()).await?;
+        appended(&log, 0..2_000).await?;
 
         log.purge(at(1_500)).await?;
         log.purge(at(1_700)).await?;

@@ -153,6 +153,10 @@ impl Model {
         if let Some(bill) = invoice.bill.as_ref().filter(|_| invoice.live().is_none()) {
             due_in_ms = due_in_ms.max(bill.due_at.0.saturating_sub(self.wall_low));
         }
+        let apart_ms = self.wall_high - self.wall_low;
+        if invoice.live().is_none() && apart_ms >= terms.valid_for.get() {
+            reasons.push(Rejection::ClocksDisagree { apart_ms });
+        }
         if due_in_ms > 0 {
             reasons.push(Rejection::NotDue {
                 invoice: id.clone(),
@@ -340,7 +344,7 @@ impl Model {
                 if !reasons.is_empty() {
                     return Err(reasons);
                 }
-                let wait = expected_by.0.saturating_sub(self.wall_low);
+                let wait = expected_by.0.saturating_sub(self.wall_high);
                 if wait > limits::PENDING_MS_MAX {
                     return Err(vec![invalid()]);
                 }

@@ -367,6 +367,9 @@ impl Model {
             Command::ForceRelease(force) => self.force_release(force),
             Command::PauseProvider(pause) => self.pause(pause),
             Command::AllowCharges(_) => {
+                if !self.charges_allowed {
+                    self.old_keys_until = self.now + limits::OLD_KEYS_MS;
+                }
                 self.charges_allowed = true;
                 Ok(Reply::Done)
             }
@@ -386,7 +389,7 @@ impl Model {
         self.charges_allowed = bootstrap.no_prior_charges;
         if !bootstrap.no_prior_charges {
             self.grants_from = self.now + limits::TTL_MS_MAX;
-            self.old_keys_until = self.now + limits::OLD_KEYS_MS;
+            self.old_keys_until = u64::MAX;
         }
         Ok(Reply::Bootstrapped {
             ledger_id: bootstrap.ledger_id.clone(),
@@ -397,7 +400,7 @@ impl Model {
         let open: Vec<SessionId> = self.sessions.keys().copied().collect();
         // Nobody is granted anything while the sessions end.
         self.grants_from = self.now + limits::TTL_MS_MAX;
-        self.old_keys_until = self.now + limits::OLD_KEYS_MS;
+        self.old_keys_until = u64::MAX;
         self.charges_allowed = false;
         for session in open {
             self.end_session(session, End::Ended);
@@ -412,7 +415,7 @@ impl Model {
 
     fn jump_tokens(&mut self) {
         self.token_last =
-            (self.token_last + limits::TOKEN_JUMP).max(self.wall << limits::TOKEN_MS_SHIFT);
+            (self.token_last + limits::TOKEN_JUMP).max(self.wall_high << limits::TOKEN_MS_SHIFT);
     }
 
     fn pause(&mut self, pause: &PauseProvider) -> Expected {
