@@ -3,9 +3,7 @@
 
 use crate::config::{Keys, Rule};
 use crate::model::Money;
-use crate::state::{
-    Attempt, Doing, Ledger, NONE, NUMBERS, Object, Phase, State, Worker, number_of, stage,
-};
+use crate::state::{Attempt, Doing, NONE, NUMBERS, Object, Phase, State, Worker, number_of, stage};
 
 impl State {
     /// The lease is over; its token is dead.

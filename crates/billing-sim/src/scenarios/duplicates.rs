@@ -11,7 +11,7 @@ use billing_env::RandomSource as _;
 use billing_proto::v1;
 
 use super::raw::{self, Answer};
-use super::steps::{broken, end_well, pick};
+use super::steps::{broken, end_well, hand_over, pick};
 use crate::chance::Chance;
 use crate::machines::node::NodeSettings;
 use crate::machines::{DESK, node_name};
@@ -53,11 +53,7 @@ pub fn run(world: &mut World) -> Result<()> {
         }
         if world.chance.below(4) == 0 {
             // Whoever leads then has to know what was answered.
-            drop(
-                world.desk_begin(
-                    |client| async move { client.transfer_leader(None).await.is_ok() },
-                )?,
-            );
+            hand_over(world)?;
         }
     }
     end_well(world)

@@ -11,7 +11,7 @@ use billing_core::SessionId;
 use billing_env::RandomSource as _;
 
 use super::raw;
-use super::steps::{broken, done, end_well, insist, pick};
+use super::steps::{broken, done, end_well, hand_over, insist, pick};
 use crate::chance::Chance;
 use crate::machines::{DESK, node_name};
 use crate::world::{Setting, World};
@@ -112,9 +112,7 @@ fn one_claim(world: &mut World, nodes: &[u64], round: u64) -> Result<()> {
             }
             if world.chance.below(2) == 0 {
                 // Whoever leads then has to know what was answered.
-                drop(world.desk_begin(|client| async move {
-                    client.transfer_leader(None).await.is_ok()
-                })?);
+                hand_over(world)?;
             }
             world.pass(later)?;
             let late = send(world, second, other)?;

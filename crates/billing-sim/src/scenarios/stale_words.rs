@@ -14,7 +14,7 @@ use billing_core::{
     Charged, DeclineCode, FencingToken, Finality, InvoiceId, Reference, WallTime, What,
 };
 
-use super::steps::{broken, end_well, insist};
+use super::steps::{broken, end_well, hand_over, insist};
 use crate::chance::Chance;
 use crate::profile::{self, Provider};
 use crate::record::{Asked, Call, Heard, Promise};
@@ -58,11 +58,7 @@ pub fn run(world: &mut World) -> Result<()> {
         story(world, &invoice)?;
         if world.chance.below(2) == 0 {
             // Whoever leads then knows the old tokens from the log alone.
-            drop(
-                world.desk_begin(
-                    |client| async move { client.transfer_leader(None).await.is_ok() },
-                )?,
-            );
+            hand_over(world)?;
         }
     }
     end_well(world)

@@ -24,8 +24,7 @@ use crate::world::{Setting, World};
 const LASTS_MIN: Duration = Duration::from_secs(120);
 /// How long an invoice may take to end after the last fault: the back-off of a doubt doubles.
 const ENDING_PATIENCE: Duration = Duration::from_secs(2_400);
-/// A look-up that finds nothing counts when both clocks say so (§4). An attempt that was begun while the leader's wall clock was
-/// a year ahead would wait for a year: a person, whose word goes by ClusterTime alone, ends it.
+/// Whatever stays in doubt for so long, a person looks for, whose word goes by ClusterTime alone (§4).
 const PERSON_EVERY: Duration = Duration::from_secs(600);
 /// A waiter is granted so long after the lease before it ended, at most.
 const GRANT_PATIENCE: Duration = Duration::from_millis(1_500);
@@ -91,11 +90,17 @@ impl Rough {
             submissions: Submissions {
                 next: Duration::ZERO,
                 number: 0,
+                at_once: false,
             },
             kinds,
             faults: Faults::default(),
             pause_ms: 2_000,
         })
+    }
+
+    /// From now on invoices name no `due_at`.
+    pub fn submit_due_at_once(&mut self) {
+        self.submissions.at_once = true;
     }
 
     /// Faults come and go, invoices are submitted, and `also` is asked at each step.
@@ -153,6 +158,8 @@ pub(super) fn end(world: &mut World) -> Result<()> {
 struct Submissions {
     next: Duration,
     number: u64,
+    /// No `due_at` is named.
+    at_once: bool,
 }
 
 impl Submissions {
@@ -164,7 +171,7 @@ impl Submissions {
         let mut bills = Vec::new();
         if world.setting.workers == 0 {
             for number in 1..=world.setting.by_hand {
-                bills.push(bill(format!("hand-{number}"), "hand", 7));
+                bills.push(bill(format!("hand-{number}"), "hand", 7, self.at_once));
             }
             self.next = Duration::MAX;
         } else {
@@ -181,6 +188,7 @@ impl Submissions {
                     invoice,
                     CUSTOMERS[usize::try_from(customer)?].0,
                     amount,
+                    self.at_once,
                 ));
             }
         }
@@ -188,14 +196,14 @@ impl Submissions {
     }
 }
 
-fn bill(invoice_id: String, customer: &str, amount: u64) -> v1::Invoice {
+/// `at_once`: due when it is submitted, whatever the leader's wall clock says then. Else long since.
+fn bill(invoice_id: String, customer: &str, amount: u64, at_once: bool) -> v1::Invoice {
     v1::Invoice {
         invoice_id,
         customer_id: customer.to_owned(),
         amount_minor: i64::try_from(amount).unwrap_or(i64::MAX),
         currency: "USD".to_owned(),
-        // Said, since "now" is whatever the leader's wall clock says, and that may be a year ahead (README, bugs).
-        due_at: Some(prost_types::Timestamp {
+        due_at: (!at_once).then_some(prost_types::Timestamp {
             seconds: i64::try_from(EPOCH_S).unwrap_or(0),
             nanos: 0,
         }),

@@ -24,6 +24,7 @@ pub fn setting(chance: &Chance) -> Setting {
 
 pub fn run(world: &mut World) -> Result<()> {
     let mut rough = Rough::begin(world)?;
+    rough.submit_due_at_once();
     let mut changes = Changes::default();
     if may_restore(world) && world.chance.below(2) == 0 {
         some_time(world, &mut rough, &mut changes)?;
