@@ -94,6 +94,10 @@ impl SimClock {
         state.rate_ppm = rate_ppm;
     }
 
+    pub fn wall_offset_ms(&self) -> i64 {
+        self.state().wall_offset_ms
+    }
+
     pub fn set_wall_offset_ms(&self, offset_ms: i64) {
         self.state().wall_offset_ms = offset_ms;
     }
