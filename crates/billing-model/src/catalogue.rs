@@ -80,6 +80,8 @@ const STICKY_RESTORE: Config = Config {
     name: "sticky/restore",
     what: "the same and a restore, after which old keys are issued again, and their declines prove nothing for a while",
     restore: true,
+    // Who sent how often is told apart in a search of its own: that makes sixty times the states.
+    sole_send: false,
     ..STICKY
 };
 
@@ -185,6 +187,7 @@ pub const SLOW: &[&str] = &[
     "object/attach-any-token",
     "object/decline-any-token",
     "object/second-key",
+    "sticky/restore-sole-send",
     "loose/restore",
 ];
 
@@ -363,6 +366,15 @@ pub const SEARCHES: &[Config] = &[
         },
     ),
     STICKY_RESTORE,
+    safe(
+        "sticky/restore-sole-send",
+        "the same with two workers, and the no to the only send of an old key ends its attempt",
+        Config {
+            workers: 2,
+            sole_send: true,
+            ..STICKY_RESTORE
+        },
+    ),
     double(
         "sticky/restore-declines-believed",
         "a restored ledger believes at once that a decline is kept: the provider may forget an older one midway",

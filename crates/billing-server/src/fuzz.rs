@@ -314,9 +314,9 @@ mod tests {
         seeds.push(packed(&log_id(7)));
         seeds.push(packed(&record));
         seeds.push(packed(&description()));
-        let mut old = packed(&description().meta);
-        old[0] = 1;
-        assert!(Description::decode(&old).is_ok(), "format 1 is read");
+        let mut old = packed(&description());
+        old[0] = 2;
+        assert!(Description::decode(&old).is_err(), "never released");
         seeds.push(old);
         let decoder = Decoder {
             name: "server_kept",
@@ -330,11 +330,12 @@ mod tests {
     #[test]
     fn every_entry_is_read_back() {
         let actors = proptest_vec("[ -~]{1,40}");
-        let values = (any::<u64>(), any::<u64>(), any::<u64>(), actors);
+        let times = (any::<u64>(), any::<u64>(), any::<i64>());
+        let values = (any::<u64>(), times, actors);
         holds(
             "server_entries",
             values,
-            |(index, elapsed_ms, wall, actors)| {
+            |(index, (elapsed_ms, wall, wall_jumped_ms), actors)| {
                 let commands = actors
                     .iter()
                     .map(|name| (Actor::new(name).expect("readable"), Command::Tick));
@@ -342,6 +343,7 @@ mod tests {
                     stamp: Stamp {
                         elapsed_ms,
                         wall: billing_core::WallTime(wall),
+                        wall_jumped_ms,
                         ..Stamp::default()
                     },
                     commands: commands.collect(),

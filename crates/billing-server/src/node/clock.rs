@@ -10,7 +10,6 @@ use billing_env::{Clock, MonoTime};
 use tokio::sync::{Notify, watch};
 
 use super::bounds::WALL_OFF_MAX_MS;
-
 use crate::raft::types::LeaderId;
 
 /// How often a clock that is off is a reason to compare.

@@ -4,9 +4,7 @@
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
-/// Version 1: entries, votes, log ids, snapshot headers, snapshots and peer messages as of the first release.
-/// Version 2 reads version 1: a snapshot's header names the node ids that were ever used; commands that carry many.
-/// Version 3 reads neither, since no release wrote them: a stamp says how far the wall clock may be off.
+/// Version 3: entries, votes, log ids, snapshot headers and peer messages as of the first release; 1 and 2 were never released.
 /// Raise it with every change that an older binary would misread, and keep reading the older ones.
 pub const FORMAT: u8 = 3;
 

@@ -48,17 +48,8 @@ impl Description {
         codec::encode("snapshot header", self)
     }
 
-    /// Reads format 1 too, in which nobody could be removed: its members are all there ever were.
     pub fn decode(bytes: &[u8]) -> Result<Description, CodecError> {
-        if bytes.first() != Some(&1) {
-            return codec::decode("snapshot header", bytes);
-        }
-        let meta: SnapshotMeta = codec::decode("snapshot header", bytes)?;
-        let members = meta.last_membership.membership().nodes();
-        Ok(Description {
-            ids_used: members.map(|(&node, _)| node).collect(),
-            meta,
-        })
+        codec::decode("snapshot header", bytes)
     }
 }
 
