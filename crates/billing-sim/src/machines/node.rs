@@ -140,6 +140,8 @@ impl Host {
     /// One process, from its start to its end: what turmoil runs.
     pub async fn run(self: Arc<Host>) -> turmoil::Result {
         self.process().ended = None;
+        // That the last process ended is no news to this one.
+        let _ = futures::FutureExt::now_or_never(self.end.notified());
         // The driver looks at what it leaves behind, and buries it.
         if let Err(reason) = self.live().await {
             self.end_with(reason);

@@ -1,5 +1,4 @@
-//! The swarm with operators at work in the middle of it: members are added, replaced and removed while faults come and go, and
-//! in some seeds the whole cluster is lost and restored from a backup that is older than the newest charges.
+//! The swarm with operators at work in the middle of it: members are added, replaced and removed while faults come and go.
 
 use std::time::Duration;
 
@@ -7,11 +6,9 @@ use anyhow::{Result, ensure};
 use tokio::sync::oneshot;
 
 use super::membership::{gone, leaving};
-use super::restore::{back_up, backup_length, greatest_token, in_order, restore};
 use super::steps::{begin_add, begin_promote, begin_remove, done, fresh_id};
 use super::swarm::{self, Rough};
 use crate::chance::Chance;
-use crate::profile::Provider;
 use crate::world::{Setting, World};
 
 pub fn setting(chance: &Chance) -> Setting {
@@ -26,32 +23,16 @@ pub fn run(world: &mut World) -> Result<()> {
     let mut rough = Rough::begin(world)?;
     rough.submit_due_at_once();
     let mut changes = Changes::default();
-    if may_restore(world) && world.chance.below(2) == 0 {
-        some_time(world, &mut rough, &mut changes)?;
-        let file = back_up(world)?;
-        let kept = backup_length(&file)?;
-        world.note(format_args!("a backup holds {kept} records"));
-        some_time(world, &mut rough, &mut changes)?;
-        let greatest = greatest_token(world);
-        restore(world, &file, kept, 1)?;
-        in_order(world, greatest)?;
-    }
     some_time(world, &mut rough, &mut changes)?;
     some_time(world, &mut rough, &mut changes)?;
     swarm::end(world)
-}
-
-/// After a restore the operator compares with the provider's books. Where nobody can look anything up, or callers charge by
-/// hand, there are none.
-fn may_restore(world: &World) -> bool {
-    world.setting.workers > 0 && world.setting.provider != Provider::Nothing
 }
 
 /// Faults and changes, and then calm: what was begun is brought to its end.
 fn some_time(world: &mut World, rough: &mut Rough, changes: &mut Changes) -> Result<()> {
     let lasts = world.chance.between_ms(15_000, 40_000);
     rough.go_on(world, lasts, |world| changes.go_on(world))?;
-    rough.calm(world)?;
+    rough.calm(world);
     changes.finish(world)
 }
 
