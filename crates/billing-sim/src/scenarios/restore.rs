@@ -66,7 +66,7 @@ pub fn run(world: &mut World) -> Result<()> {
 }
 
 /// What the client writes into a file.
-pub(super) fn back_up(world: &mut World) -> Result<Vec<u8>> {
+fn back_up(world: &mut World) -> Result<Vec<u8>> {
     insist(world, "take a backup", |client| async move {
         let mut parts = client.backup().await?;
         let mut file = Vec::new();
@@ -79,18 +79,18 @@ pub(super) fn back_up(world: &mut World) -> Result<Vec<u8>> {
     })
 }
 
-pub(super) fn backup_length(file: &[u8]) -> Result<u64> {
+fn backup_length(file: &[u8]) -> Result<u64> {
     let (_, ledger) = backup::verify(&mut Cursor::new(file), |_| {})?;
     Ok(ledger.audit_last_index())
 }
 
-pub(super) fn greatest_token(world: &World) -> u64 {
+fn greatest_token(world: &World) -> u64 {
     let tokens = world.records().iter().map(|seen| seen.record.token.0);
     tokens.max().unwrap_or(0)
 }
 
 /// All nodes lose everything; their machines are made nodes of a new cluster by the file.
-pub(super) fn restore(world: &mut World, file: &[u8], kept: u64, attempt: u8) -> Result<()> {
+fn restore(world: &mut World, file: &[u8], kept: u64, attempt: u8) -> Result<()> {
     let ids: Vec<u64> = world.hosts.keys().copied().collect();
     for &id in &ids {
         world.crash(id)?;
@@ -134,7 +134,7 @@ pub(super) fn restore(world: &mut World, file: &[u8], kept: u64, attempt: u8) ->
 }
 
 /// What must hold between a restore and the end of the waiting.
-pub(super) fn in_order(world: &mut World, greatest: u64) -> Result<()> {
+fn in_order(world: &mut World, greatest: u64) -> Result<()> {
     world.until("the ledger is restored", |world| restored(world).is_some())?;
     let (index, at) = restored(world).context("no record of the restore")?;
     let leader = world.leads_now().context("nobody leads")?;
