@@ -17,7 +17,8 @@ impl Ledger {
         self.scalars.wall
     }
 
-    /// What wall time has reached by whatever clock may be right: what opens by it goes by this one, and so does every deadline that is set now.
+    /// What wall time has reached by whatever clock may be right: what opens by it goes by this one, and so does every deadline
+    /// that is set now.
     pub(super) fn wall_reached(&self) -> WallTime {
         WallTime(
             self.scalars

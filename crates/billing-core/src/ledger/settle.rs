@@ -51,7 +51,7 @@ impl Ledger {
 
     /// What only the holder may say, and only of the attempt that is open or closing.
     fn settle_under_token(&mut self, settle: &SettleCharge) -> Result<Reply, Rejection> {
-        let (id, now, wall) = (&settle.invoice, self.scalars.now, self.wall_reached());
+        let (id, now) = (&settle.invoice, self.scalars.now);
         let invoice = self.invoice(id).ok_or_else(|| Rejection::NotFound {
             invoice: id.clone(),
         })?;
@@ -129,7 +129,7 @@ impl Ledger {
                         .as_ref()
                         .map(|lease| match sabotaged!(OldLookUpBelieved) {
                             false => (lease.granted_at, lease.granted_wall),
-                            true => (now, wall),
+                            true => (now, self.wall_reached()),
                         });
                 let counts = lease.filter(|(at, granted_wall)| {
                     attempt.look_up_counts(*at, *granted_wall) || sabotaged!(EarlyLookUpBelieved)
