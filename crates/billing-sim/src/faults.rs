@@ -42,6 +42,8 @@ pub enum Kind {
     CallerKilled,
     /// A node's disk fails or is full, until somebody repairs it.
     DiskFails,
+    /// A node's disk cannot be read, until somebody repairs it.
+    ReadsFail,
     /// A node's syncs take long.
     DiskSlow,
     /// A wall clock jumps by an hour, or a year.
@@ -65,6 +67,7 @@ pub enum Kind {
 }
 
 impl Kind {
+    /// Those that every swarm draws from. The kept seeds mean what they mean by this list.
     pub const ALL: [Kind; 25] = [
         Kind::NodeCutOff,
         Kind::OneWay,
@@ -133,11 +136,32 @@ impl Faults {
         }
     }
 
-    /// Puts everything right.
-    pub fn cure_all(&mut self, world: &mut World) {
+    /// The nodes' machines are no more, and what was wrong with them; whoever would have started one again does not.
+    pub fn nodes_are_lost(&mut self, world: &mut World) {
+        let ids: Vec<u64> = world.hosts.keys().copied().collect();
+        let of_a_node = |cure: &Cure| matches!(cure, Cure::Start(_) | Cure::Repair(_));
+        self.due.retain(|(_, cure)| !of_a_node(cure));
+        for id in ids {
+            world.hosts[&id].disk.set_fault(DiskFault::None);
+            if world.machines()[&node_name(id)].clock.is_stopped() {
+                world.thaw(&node_name(id));
+            }
+        }
+    }
+
+    /// Puts right what is wrong with the network, with clients and with the provider; where no node runs, all.
+    pub fn cure_others(&mut self, world: &mut World) {
         for (_, cure) in std::mem::take(&mut self.due) {
             put_right(world, &cure);
         }
+        for machine in world.machines().values() {
+            machine.pauses.forget();
+        }
+    }
+
+    /// Puts everything right.
+    pub fn cure_all(&mut self, world: &mut World) {
+        self.cure_others(world);
         let down: Vec<u64> = world
             .hosts
             .iter()
@@ -146,9 +170,6 @@ impl Faults {
             .collect();
         for id in down {
             put_right(world, &Cure::Repair(id));
-        }
-        for machine in world.machines().values() {
-            machine.pauses.forget();
         }
         world.note(format_args!("no more faults"));
     }
@@ -285,12 +306,13 @@ impl Faults {
                     world.bounce_client(&client);
                 }
             }
-            Kind::DiskFails => {
+            Kind::DiskFails | Kind::ReadsFail => {
                 let Some(node) = node.filter(|_| running.len() == nodes.len()) else {
                     return Ok(());
                 };
-                let fault = match world.chance.below(2) {
-                    0 => DiskFault::Broken,
+                let fault = match kind {
+                    Kind::ReadsFail => DiskFault::Unreadable,
+                    _ if world.chance.below(2) == 0 => DiskFault::Broken,
                     _ => DiskFault::Full,
                 };
                 world.hosts[&node].disk.set_fault(fault);

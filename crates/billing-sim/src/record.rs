@@ -1,7 +1,7 @@
 //! Keeps what happened and what was promised, as the machines saw it, in true simulated time: the trace, the acts of lease
 //! holders, what was acknowledged to whom, and the histories of calls. Judges nothing.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -115,6 +115,29 @@ pub struct Call {
     pub returned: Option<Duration>,
 }
 
+/// What a restore forgets.
+#[derive(Debug, Clone, Default)]
+pub struct Forgotten {
+    /// From when the first record was made that the backup does not have, until nobody can hear any more what was answered by
+    /// those who had it.
+    times: Vec<(Duration, Duration)>,
+    /// Leases that were granted then.
+    pub tokens: BTreeSet<u64>,
+}
+
+impl Forgotten {
+    /// What was heard at that time may be lost.
+    pub fn heard_at(&self, at: Duration) -> bool {
+        self.times.iter().any(|(from, to)| *from <= at && at < *to)
+    }
+
+    /// Nobody knows who answered: a ledger that is forgotten, or the one that was made from the backup.
+    pub fn answer_to(&self, called: Duration, returned: Duration) -> bool {
+        let mut times = self.times.iter();
+        times.any(|(from, to)| called < *to && *from <= returned)
+    }
+}
+
 #[derive(Default)]
 struct Inner {
     trace: Trace,
@@ -123,6 +146,7 @@ struct Inner {
     sends: Vec<Send>,
     promises: BTreeMap<InvoiceId, Vec<(Duration, Promise)>>,
     calls: Vec<Call>,
+    forgotten: Forgotten,
     one_request: BTreeMap<SessionId, u64>,
     broken: Option<(String, Option<String>, String)>,
 }
@@ -200,11 +224,16 @@ impl Record {
         self.inner().promises.clone()
     }
 
-    /// What was promised from then on is allowed to be lost.
-    pub fn forget_promises_since(&self, since: Duration) {
-        for promises in self.inner().promises.values_mut() {
-            promises.retain(|(at, _)| *at < since);
-        }
+    /// Everything since `from` is forgotten, leases with `tokens` among it; and now nobody can hear of it any more.
+    pub fn forget(&self, from: Duration, tokens: impl IntoIterator<Item = u64>) {
+        let now = self.now();
+        let forgotten = &mut self.inner().forgotten;
+        forgotten.times.push((from, now));
+        forgotten.tokens.extend(tokens);
+    }
+
+    pub fn forgotten(&self) -> Forgotten {
+        self.inner().forgotten.clone()
     }
 
     pub fn call(&self, call: Call) {

@@ -8,7 +8,7 @@ use std::time::{Duration, UNIX_EPOCH};
 
 use anyhow::{Result, anyhow, bail};
 use billing_client::Client;
-use billing_core::{AuditRecord, InvoiceId};
+use billing_core::{AuditRecord, InvoiceId, What};
 use billing_server::node::{Consistency, Node, NodeStatus, Role};
 use billing_server::raft::seed_this_thread;
 use billing_store::sim::Crash;
@@ -726,14 +726,20 @@ impl World {
         open.cloned().collect()
     }
 
-    /// All nodes are down, and those that start next were made from a backup of the first `kept` records. What came after those
-    /// is allowed to be lost, and its numbers are used again; what the provider has in its books is not unsaid.
+    /// All nodes are down, nothing that they answered is still on its way, and those that start next were made from a backup of
+    /// the first `kept` records. What came after those is allowed to be lost, and its numbers are used again; what the provider
+    /// has in its books is not unsaid.
     pub fn restored_at(&mut self, kept: u64) -> Result<()> {
         let kept_len = usize::try_from(kept)?;
-        let first_lost = self.records.get(kept_len).map(|seen| seen.not_before);
-        self.record
-            .forget_promises_since(first_lost.unwrap_or(self.sim.elapsed()));
-        self.records.truncate(kept_len);
+        let lost = self.records.split_off(kept_len.min(self.records.len()));
+        let since = lost
+            .first()
+            .map_or(self.sim.elapsed(), |seen| seen.not_before);
+        let granted = |seen: &Seen| {
+            let acquired = matches!(seen.record.what, What::Acquired { .. });
+            acquired.then_some(seen.record.token.0)
+        };
+        self.record.forget(since, lost.iter().filter_map(granted));
         self.replay = Replay::default();
         for seen in &self.records {
             self.replay.step(&seen.record, seen.at, |_| ());

@@ -24,15 +24,17 @@ use crate::snapshots::Snapshots;
 use crate::writer::{Op, Writer};
 use crate::{Disk, Identity, StoreError};
 
-/// What every write and sync meets from now on.
+/// What every write, sync and read meets from now on.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub enum Fault {
     #[default]
     None,
-    /// Writes and syncs fail, as on a broken disk.
+    /// Nothing works, as on a broken disk.
     Broken,
     /// Writes fail for want of space.
     Full,
+    /// Only reads fail.
+    Unreadable,
 }
 
 /// What survives a crash of that which was written and not synced.
@@ -162,7 +164,8 @@ impl Contents {
         }
         let kind = match (self.fault, doing) {
             (Fault::None, _) | (Fault::Full, "syncing" | "reading") => return Ok(()),
-            (Fault::Broken, _) => std::io::Error::other("injected"),
+            (Fault::Unreadable, "writing" | "syncing") => return Ok(()),
+            (Fault::Broken | Fault::Unreadable, _) => std::io::Error::other("injected"),
             (Fault::Full, _) => std::io::ErrorKind::StorageFull.into(),
         };
         Err(StoreError::io(

@@ -121,6 +121,7 @@ impl Node {
             patience: config.election_timeout_min,
             transfers: transfers.clone(),
             acknowledged: Acknowledged::default(),
+            fail_stop: fail_stop.clone(),
         };
         let log = LogStore::new(disk.log.clone(), folders.clone(), fail_stop.clone());
         let machine = StateMachine::new(

@@ -26,6 +26,7 @@ use super::reached::{Acknowledged, Reached};
 use super::snapshot::{Description, SnapshotFile, SnapshotHeader};
 use super::transfers::Transfers;
 use super::types::{Peer, SnapshotMeta, TypeConfig, Vote};
+use crate::node::FailStop;
 use crate::node::succession::Succession;
 
 type Rpc<T> = Result<T, RPCError<TypeConfig>>;
@@ -50,6 +51,7 @@ pub struct Network {
     pub succession: Succession,
     pub transfers: Transfers,
     pub acknowledged: Acknowledged,
+    pub fail_stop: FailStop,
 }
 
 impl Network {
@@ -377,8 +379,14 @@ impl PeerClient {
         option: &RPCOption,
     ) -> Rpc<SnapshotResponse<TypeConfig>> {
         let mut link = self.link()?;
-        let unreadable =
-            |error: billing_store::StoreError| RPCError::Network(NetworkError::new(&error));
+        // A disk that cannot be read is no trouble of the network, which would be tried again for ever while the other waits.
+        let unreadable = |error: billing_store::StoreError| {
+            let told = NetworkError::new(&error);
+            if error.is_fatal() {
+                self.network.fail_stop.trip(error);
+            }
+            RPCError::Network(told)
+        };
         let mut reader = self
             .network
             .snapshots

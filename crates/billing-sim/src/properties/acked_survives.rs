@@ -1,4 +1,4 @@
-//! What a client was told has happened stands in the audit log in the end, as it was told.
+//! What a client was told has happened stands in the audit log in the end, as it was told; but for what a restore forgets.
 
 use std::collections::BTreeMap;
 
@@ -21,9 +21,15 @@ impl Property for AckedSurvives {
                 records.entry(invoice).or_default().push(&seen.record);
             }
         }
+        let forgotten = end.record.forgotten();
         for (invoice, promises) in end.record.promises() {
             let of_invoice = records.get(&invoice).map_or(&[][..], Vec::as_slice);
             for (at, promise) in promises {
+                let of_forgotten_lease =
+                    token(&promise).is_some_and(|token| forgotten.tokens.contains(&token));
+                if forgotten.heard_at(at) || of_forgotten_lease {
+                    continue;
+                }
                 if !of_invoice.iter().any(|record| keeps(record, &promise)) {
                     return Err((
                         Some(invoice.as_str().to_owned()),
@@ -35,6 +41,17 @@ impl Property for AckedSurvives {
             }
         }
         Ok(())
+    }
+}
+
+/// Of the lease that it is about.
+fn token(promise: &Promise) -> Option<u64> {
+    match promise {
+        Promise::Granted { token }
+        | Promise::Begun { token, .. }
+        | Promise::Declined { token }
+        | Promise::Released { token, .. } => Some(*token),
+        Promise::Submitted | Promise::Charged { .. } => None,
     }
 }
 

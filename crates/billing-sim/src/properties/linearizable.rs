@@ -1,18 +1,19 @@
 //! The histories of all callers are linearizable, invoice by invoice: there is one order of all calls, each at some moment
 //! between its call and its answer, in which every answer is the one that a single table would have given. What nobody heard
 //! the end of, and what the ledger does by itself (a lease that expires, a waiter that is granted, an invoice that goes to a
-//! person), comes from the audit log, as a call that ended when the first node had applied it.
+//! person), comes from the audit log, as a call that ended when the first node had applied it. So does what was answered by a
+//! ledger that a restore forgets, as far as the backup has it.
 //!
 //! The search is that of Wing and Gong with Lowe's memory, as porcupine-rs has it. `Unknown` from it is a failure.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use billing_core::What;
+use billing_core::{LeaseEventKind, What};
 use porcupine_rs::{CheckResult, Model, Operation, check_operations_timeout};
 
 use super::{End, Property, Verdict};
-use crate::record::{Asked, Call, Heard};
+use crate::record::{Asked, Call, Forgotten, Heard};
 use crate::world::Seen;
 
 const PATIENCE: Duration = Duration::from_secs(60);
@@ -28,6 +29,10 @@ pub enum Event {
         token: u64,
     },
     Ended {
+        token: u64,
+    },
+    /// The same, of a lease that somebody's answered call ended too, or found over: which it was, the order says.
+    EndedPerhapsByCall {
         token: u64,
     },
     Begun {
@@ -77,6 +82,12 @@ fn after(table: Table, event: &Event) -> Option<Table> {
         Event::Ended { token } => {
             next.lease = None;
             holds(*token)
+        }
+        Event::EndedPerhapsByCall { token } => {
+            if holds(*token) {
+                next.lease = None;
+            }
+            true
         }
         Event::Begun { number } => {
             next.open = Some(*number);
@@ -132,13 +143,20 @@ fn nanos(at: Duration) -> i64 {
 }
 
 /// The history of one invoice: what callers heard, and what only the log knows.
-fn history(calls: &[&Call], records: &[&Seen]) -> Vec<Operation<Invoice>> {
+pub(super) fn history(
+    calls: &[&Call],
+    records: &[&Seen],
+    forgotten: &Forgotten,
+) -> Vec<Operation<Invoice>> {
     let mut operations = Vec::new();
     let (mut granted, mut ended, mut begun) = (BTreeSet::new(), BTreeSet::new(), BTreeSet::new());
     for call in calls {
         let Some(returned) = call.returned else {
             continue; // What became of it, the log says.
         };
+        if forgotten.answer_to(call.called, returned) {
+            continue;
+        }
         match (&call.asked, &call.heard) {
             (_, Heard::Granted { token }) => drop(granted.insert(*token)),
             (Asked::Release { token }, Heard::Released { was_current: true })
@@ -165,9 +183,10 @@ fn history(calls: &[&Call], records: &[&Seen]) -> Vec<Operation<Invoice>> {
             What::Begun if !begun.contains(&(token, number)) => Event::Begun { number },
             What::Paid | What::Failed | What::PutInReview { .. } => Event::Closed,
             what => match what.lease() {
-                Some((billing_core::LeaseEventKind::Ended, _)) if !ended.contains(&token) => {
-                    Event::Ended { token }
+                Some((LeaseEventKind::Ended, _)) if ended.contains(&token) => {
+                    Event::EndedPerhapsByCall { token }
                 }
+                Some((LeaseEventKind::Ended, _)) => Event::Ended { token },
                 _ => continue,
             },
         };
@@ -188,7 +207,7 @@ impl Property for Linearizable {
     }
 
     fn end(&mut self, end: &End<'_>) -> Verdict {
-        let calls = end.record.calls();
+        let (calls, forgotten) = (end.record.calls(), end.record.forgotten());
         let mut by_invoice: BTreeMap<&str, Vec<&Call>> = BTreeMap::new();
         for call in &calls {
             by_invoice.entry(&call.invoice).or_default().push(call);
@@ -199,7 +218,7 @@ impl Property for Linearizable {
                 id.is_some_and(|id| id.as_str() == invoice)
             };
             let records: Vec<_> = end.records.iter().filter(own).collect();
-            let history = history(&calls, &records);
+            let history = history(&calls, &records, &forgotten);
             let wrong = |what: &str| Err((Some(invoice.to_owned()), what.to_owned()));
             match check_operations_timeout(&history, PATIENCE) {
                 CheckResult::Ok => {}
@@ -230,7 +249,7 @@ mod tests {
 
     fn judged(calls: &[Call]) -> CheckResult {
         let calls: Vec<_> = calls.iter().collect();
-        check_operations_timeout(&history(&calls, &[]), PATIENCE)
+        check_operations_timeout(&history(&calls, &[], &Forgotten::default()), PATIENCE)
     }
 
     #[test]

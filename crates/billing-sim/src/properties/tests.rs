@@ -8,12 +8,13 @@ use billing_core::{
     IdempotencyKey, InvoiceId, ObjectId, Reference, SessionId, WallTime, What, chain_hash,
 };
 use billing_server::raft::StateHash;
+use porcupine_rs::CheckResult;
 
 use super::acked_survives::keeps;
 use super::same_request_same_answer::granted_once;
 use super::*;
 use crate::profile::{Provider, promises};
-use crate::record::{Promise, Send};
+use crate::record::{Asked, Call, Forgotten, Heard, Promise, Send};
 
 /// Numbered, chained records on one invoice.
 #[derive(Default)]
@@ -49,6 +50,16 @@ impl Log {
         Log::default()
             .then(0, 0, allowed)
             .then(0, token, acquired())
+    }
+
+    /// Each of them 1 ms after it was made.
+    fn seen(self) -> Vec<Seen> {
+        let seen = self.0.into_iter().map(|record| Seen {
+            not_before: Duration::from_millis(record.at.0),
+            at: Duration::from_millis(record.at.0 + 1),
+            record,
+        });
+        seen.collect()
     }
 
     /// What the property says of it, record by record.
@@ -198,18 +209,75 @@ fn a_request_that_is_granted_more_than_it_asked_for_rings() {
     let requests = Record::default();
     let seen = |count: usize| -> Vec<Seen> {
         let log = Log::held(5).then(1, 6, acquired()).then(2, 7, acquired());
-        let records = log.0.into_iter().take(1 + count);
-        let seen = records.map(|record| Seen {
-            not_before: Duration::ZERO,
-            at: Duration::ZERO,
-            record,
-        });
-        seen.collect()
+        log.seen().into_iter().take(1 + count).collect()
     };
     assert!(granted_once(&seen(3), &requests).is_ok(), "many requests");
     requests.one_request(SessionId::new([1; 16]), 2);
     assert!(granted_once(&seen(2), &requests).is_ok());
     assert!(granted_once(&seen(3), &requests).is_err());
+}
+
+/// One call on the log's invoice.
+fn call(called_ms: u64, returned_ms: u64, asked: Asked, heard: Heard) -> Call {
+    Call {
+        who: called_ms,
+        invoice: "inv-1".to_owned(),
+        asked,
+        heard,
+        called: Duration::from_millis(called_ms),
+        returned: Some(Duration::from_millis(returned_ms)),
+    }
+}
+
+fn in_some_order(calls: &[Call], log: Log, forgotten: &Forgotten) -> bool {
+    let (calls, seen) = (calls.iter().collect::<Vec<_>>(), log.seen());
+    let history = linearizable::history(&calls, &seen.iter().collect::<Vec<_>>(), forgotten);
+    let result = porcupine_rs::check_operations_timeout(&history, Duration::from_secs(10));
+    assert_ne!(result, CheckResult::Unknown);
+    result == CheckResult::Ok
+}
+
+#[test]
+fn a_late_word_of_a_charge_does_not_hide_when_its_lease_ended() {
+    let charged = Asked::Settle {
+        token: 5,
+        charged: true,
+    };
+    let calls = [
+        call(0, 5, Asked::Acquire, Heard::Granted { token: 5 }),
+        call(20, 25, Asked::Acquire, Heard::Granted { token: 6 }),
+        call(40, 45, charged, Heard::Settled),
+    ];
+    let log = |expired_ms| {
+        let expired = What::LeaseExpired { holder: holder() };
+        Log::default()
+            .then(1, 5, acquired())
+            .then(expired_ms, 5, expired)
+            .then(21, 6, acquired())
+            .then(41, 0, What::Paid)
+    };
+    assert!(in_some_order(&calls, log(10), &Forgotten::default()));
+    // While the second was granted, it was not over yet.
+    assert!(!in_some_order(&calls, log(30), &Forgotten::default()));
+}
+
+#[test]
+fn what_a_restore_forgets_explains_what_was_answered_and_nothing_later() {
+    let of_the_lost = call(0, 5, Asked::Acquire, Heard::Granted { token: 5 });
+    let again = call(20, 25, Asked::Acquire, Heard::Granted { token: 6 });
+    let later = call(40, 45, Asked::Acquire, Heard::Granted { token: 7 });
+    let log = || Log::default().then(21, 6, acquired());
+    let record = Record::default();
+    let one = [of_the_lost.clone(), again.clone()];
+    assert!(!in_some_order(&one, log(), &record.forgotten()));
+    record.at(Duration::from_millis(10));
+    record.forget(Duration::from_millis(1), [5]);
+    assert!(in_some_order(&one, log(), &record.forgotten()));
+    assert!(!in_some_order(
+        &[of_the_lost, again, later],
+        log().then(41, 7, acquired()),
+        &record.forgotten()
+    ));
 }
 
 #[test]

@@ -25,8 +25,10 @@ pub mod stalled_leader;
 mod steps;
 pub mod swarm;
 pub mod swarm_changes;
+pub mod swarm_restores;
 pub mod truncation;
 pub mod unheard_settlement;
+pub mod unreadable_disk;
 pub mod vote_then_power_loss;
 pub mod wiped_folder;
 
@@ -46,7 +48,7 @@ fn nodes_only(_: &Chance) -> Setting {
     Setting::default()
 }
 
-pub const ALL: [Scenario; 26] = [
+pub const ALL: [Scenario; 28] = [
     Scenario {
         name: "swarm",
         setting: swarm::setting,
@@ -58,6 +60,11 @@ pub const ALL: [Scenario; 26] = [
         run: swarm_changes::run,
     },
     Scenario {
+        name: "swarm_restores",
+        setting: swarm_restores::setting,
+        run: swarm_restores::run,
+    },
+    Scenario {
         name: "smoke",
         setting: nodes_only,
         run: smoke::run,
@@ -66,6 +73,11 @@ pub const ALL: [Scenario; 26] = [
         name: "broken_disk",
         setting: nodes_only,
         run: broken_disk::run,
+    },
+    Scenario {
+        name: "unreadable_disk",
+        setting: unreadable_disk::setting,
+        run: unreadable_disk::run,
     },
     Scenario {
         name: "flipped_bit",

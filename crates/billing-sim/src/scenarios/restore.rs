@@ -7,7 +7,7 @@ use std::io::Cursor;
 use std::time::Duration;
 
 use anyhow::{Context as _, Result, bail};
-use billing_client::Failure;
+use billing_client::{Client, Failure};
 use billing_core::{Charged, FencingToken, Outcome, Reference, What};
 use billing_env::Env;
 use billing_proto::backup;
@@ -58,47 +58,56 @@ pub fn run(world: &mut World) -> Result<()> {
     let mut greatest = 0;
     for attempt in 0..=world.chance.below(2) {
         greatest = greatest.max(greatest_token(world));
+        lose_all(world)?;
+        let away = world.chance.between_ms(0, 20_000);
+        world.pass(away)?;
         restore(world, &file, kept, u8::try_from(attempt)?)?;
-        in_order(world, greatest)?;
+        in_order(world, greatest, submit_again)?;
     }
     world.note(format_args!("the run is finished"));
     end_well(world)
 }
 
-/// What the client writes into a file.
 fn back_up(world: &mut World) -> Result<Vec<u8>> {
-    insist(world, "take a backup", |client| async move {
-        let mut parts = client.backup().await?;
-        let mut file = Vec::new();
-        while let Some(part) = parts.next().await? {
-            // Into memory.
-            backup::write(&mut file, &part)
-                .map_err(|error| Failure::Unknown(tonic::Status::internal(error.to_string())))?;
-        }
-        Ok(file)
-    })
+    insist(world, "take a backup", take_backup)
 }
 
-fn backup_length(file: &[u8]) -> Result<u64> {
+/// What the client writes into a file.
+pub(super) async fn take_backup(client: Client) -> Result<Vec<u8>, Failure> {
+    let mut parts = client.backup().await?;
+    let mut file = Vec::new();
+    while let Some(part) = parts.next().await? {
+        // Into memory.
+        backup::write(&mut file, &part)
+            .map_err(|error| Failure::Unknown(tonic::Status::internal(error.to_string())))?;
+    }
+    Ok(file)
+}
+
+/// In audit records.
+pub(super) fn backup_length(file: &[u8]) -> Result<u64> {
     let (_, ledger) = backup::verify(&mut Cursor::new(file), |_| {})?;
     Ok(ledger.audit_last_index())
 }
 
-fn greatest_token(world: &World) -> u64 {
+pub(super) fn greatest_token(world: &World) -> u64 {
     let tokens = world.records().iter().map(|seen| seen.record.token.0);
     tokens.max().unwrap_or(0)
 }
 
-/// All nodes lose everything; their machines are made nodes of a new cluster by the file.
-fn restore(world: &mut World, file: &[u8], kept: u64, attempt: u8) -> Result<()> {
+pub(super) fn lose_all(world: &mut World) -> Result<()> {
     let ids: Vec<u64> = world.hosts.keys().copied().collect();
-    for &id in &ids {
+    for id in ids {
         world.crash(id)?;
     }
-    world.restored_at(kept)?;
     world.note(format_args!("every disk is lost"));
-    let away = world.chance.between_ms(0, 20_000);
-    world.pass(away)?;
+    Ok(())
+}
+
+/// The machines that lost everything are made nodes of a new cluster by the file.
+pub(super) fn restore(world: &mut World, file: &[u8], kept: u64, attempt: u8) -> Result<()> {
+    world.restored_at(kept)?;
+    let ids: Vec<u64> = world.hosts.keys().copied().collect();
     let peers: Vec<Peer> = ids
         .iter()
         .map(|&id| {
@@ -129,13 +138,21 @@ fn restore(world: &mut World, file: &[u8], kept: u64, attempt: u8) -> Result<()>
         let later = world.chance.between_ms(0, 2_000);
         world.pass(later)?;
         world.restart(id);
+        // Whatever was wrong with its disk was lost with it.
+        world.may_end.remove(&id);
     }
     Ok(())
 }
 
-/// What must hold between a restore and the end of the waiting.
-fn in_order(world: &mut World, greatest: u64) -> Result<()> {
-    world.until("the ledger is restored", |world| restored(world).is_some())?;
+/// What must hold between a restore and the end of the waiting. Afterwards charges are allowed.
+pub(super) fn in_order(
+    world: &mut World,
+    greatest: u64,
+    mut submit_again: impl FnMut(&mut World) -> Result<()>,
+) -> Result<()> {
+    world.until("the ledger is restored, and somebody leads", |world| {
+        restored(world).is_some() && world.leads_now().is_some()
+    })?;
     let (index, at) = restored(world).context("no record of the restore")?;
     let leader = world.leads_now().context("nobody leads")?;
     let token = world.on(leader, |node| async move {

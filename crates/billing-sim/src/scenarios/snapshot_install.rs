@@ -56,18 +56,7 @@ pub fn run(world: &mut World) -> Result<()> {
         ));
     };
     silent_leases(world)?;
-    // Until the log alone cannot help the node that is away.
-    let purged = |world: &World| {
-        let leader = world.leads_now().and_then(|id| world.status(id));
-        leader.and_then(|status| status.purged)
-    };
-    for _ in 0..LOAD_MAX {
-        if purged(world) > had {
-            break;
-        }
-        writes(world, 5)?;
-    }
-    ensure!(purged(world) > had, "the log was never purged");
+    purge_beyond(world, had)?;
     // No caller waits for anything while the queue is counted.
     for caller in world.callers.values() {
         caller.rest();
@@ -135,6 +124,22 @@ pub fn run(world: &mut World) -> Result<()> {
         "the node that was away is gone"
     );
     end_well(world)
+}
+
+/// Writes until the log alone cannot help a node that has it up to `had`.
+pub(super) fn purge_beyond(world: &mut World, had: Option<u64>) -> Result<()> {
+    let purged = |world: &World| {
+        let leader = world.leads_now().and_then(|id| world.status(id));
+        leader.and_then(|status| status.purged)
+    };
+    for _ in 0..LOAD_MAX {
+        if purged(world) > had {
+            break;
+        }
+        writes(world, 5)?;
+    }
+    ensure!(purged(world) > had, "the log was never purged");
+    Ok(())
 }
 
 fn answered_request(world: &World) -> v1::AcquireLeaseRequest {

@@ -9,8 +9,10 @@ use std::time::Duration;
 use anyhow::Result;
 use billing_client::v1;
 use billing_core::InvoiceId;
+use tokio::sync::oneshot;
 
 use super::queue::Queue;
+use super::steps::done;
 use crate::chance::Chance;
 use crate::clock::EPOCH_S;
 use crate::faults::{Faults, Kind};
@@ -93,11 +95,20 @@ impl Rough {
                 next: Duration::ZERO,
                 number: 0,
                 at_once: false,
+                all: Vec::new(),
             },
             kinds,
             faults: Faults::default(),
             pause_ms: 2_000,
         })
+    }
+
+    /// One more kind of fault, in one seed in two.
+    pub fn perhaps_also(&mut self, world: &World, kind: Kind) {
+        if world.chance.below(2) == 0 {
+            self.kinds.push(kind);
+            world.note(format_args!("and {kind:?}"));
+        }
     }
 
     /// From now on invoices name no `due_at`.
@@ -130,6 +141,22 @@ impl Rough {
         Ok(())
     }
 
+    /// Submits every invoice so far once more: nothing changes where it is known.
+    pub fn submit_again(&self, world: &mut World) -> Result<()> {
+        let job = submit(world, self.submissions.all.clone())?;
+        done(world, "submit all invoices again", job)
+    }
+
+    /// The nodes' machines are no more. Every other fault stays.
+    pub fn nodes_are_lost(&mut self, world: &mut World) {
+        self.faults.nodes_are_lost(world);
+    }
+
+    /// Every fault ends; the nodes stay down.
+    pub fn calm_without_nodes(&mut self, world: &mut World) {
+        self.faults.cure_others(world);
+    }
+
     /// Every fault ends.
     pub fn calm(&mut self, world: &mut World) {
         self.faults.cure_all(world);
@@ -159,6 +186,7 @@ struct Submissions {
     number: u64,
     /// No `due_at` is named.
     at_once: bool,
+    all: Vec<v1::Invoice>,
 }
 
 impl Submissions {
@@ -191,7 +219,8 @@ impl Submissions {
                 ));
             }
         }
-        submit(world, bills)
+        self.all.extend(bills.iter().cloned());
+        submit(world, bills).map(drop)
     }
 }
 
@@ -211,9 +240,9 @@ fn bill(invoice_id: String, customer: &str, amount: u64, at_once: bool) -> v1::I
 }
 
 /// Insists on it in the background: a submission may be repeated freely.
-fn submit(world: &mut World, bills: Vec<v1::Invoice>) -> Result<()> {
+fn submit(world: &mut World, bills: Vec<v1::Invoice>) -> Result<oneshot::Receiver<()>> {
     let record = world.record.clone();
-    drop(world.desk_begin(move |client| async move {
+    world.desk_begin(move |client| async move {
         while client.submit_invoices(bills.clone(), |_| {}).await.is_err() {
             client.env().clock.sleep(Duration::from_millis(200)).await;
         }
@@ -222,8 +251,7 @@ fn submit(world: &mut World, bills: Vec<v1::Invoice>) -> Result<()> {
                 record.promise(&id, Promise::Submitted);
             }
         }
-    })?);
-    Ok(())
+    })
 }
 
 /// A lease whose holder is silent ends in time, and its waiters are granted in the order in which they came.

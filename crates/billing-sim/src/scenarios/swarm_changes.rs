@@ -9,6 +9,7 @@ use super::membership::{gone, leaving};
 use super::steps::{begin_add, begin_promote, begin_remove, done, fresh_id};
 use super::swarm::{self, Rough};
 use crate::chance::Chance;
+use crate::faults::Kind;
 use crate::world::{Setting, World};
 
 pub fn setting(chance: &Chance) -> Setting {
@@ -22,6 +23,7 @@ pub fn setting(chance: &Chance) -> Setting {
 pub fn run(world: &mut World) -> Result<()> {
     let mut rough = Rough::begin(world)?;
     rough.submit_due_at_once();
+    rough.perhaps_also(world, Kind::ReadsFail);
     let mut changes = Changes::default();
     some_time(world, &mut rough, &mut changes)?;
     some_time(world, &mut rough, &mut changes)?;
