@@ -136,11 +136,12 @@ impl Faults {
         }
     }
 
-    /// The nodes' machines are no more, and what was wrong with them; whoever would have started one again does not.
+    /// The nodes' disks are no more, and whoever would have repaired one or started its node again does not. Other machines are
+    /// taken, under the same names: their clocks may be as wrong, and stopped they are not.
     pub fn nodes_are_lost(&mut self, world: &mut World) {
-        let ids: Vec<u64> = world.hosts.keys().copied().collect();
         let of_a_node = |cure: &Cure| matches!(cure, Cure::Start(_) | Cure::Repair(_));
         self.due.retain(|(_, cure)| !of_a_node(cure));
+        let ids: Vec<u64> = world.hosts.keys().copied().collect();
         for id in ids {
             world.hosts[&id].disk.set_fault(DiskFault::None);
             if world.machines()[&node_name(id)].clock.is_stopped() {
@@ -149,19 +150,23 @@ impl Faults {
         }
     }
 
-    /// Puts right what is wrong with the network, with clients and with the provider; where no node runs, all.
-    pub fn cure_others(&mut self, world: &mut World) {
-        for (_, cure) in std::mem::take(&mut self.due) {
+    /// Ends what keeps messages from arriving, and whoever they are for from hearing them.
+    pub fn let_arrive(&mut self, world: &mut World) {
+        let keeps = |cure: &Cure| matches!(cure, Cure::Release(..) | Cure::Thaw(_) | Cure::NoDelay);
+        let (now, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.due)
+            .into_iter()
+            .partition(|(_, cure)| keeps(cure));
+        self.due = later;
+        for (_, cure) in now {
             put_right(world, &cure);
-        }
-        for machine in world.machines().values() {
-            machine.pauses.forget();
         }
     }
 
     /// Puts everything right.
     pub fn cure_all(&mut self, world: &mut World) {
-        self.cure_others(world);
+        for (_, cure) in std::mem::take(&mut self.due) {
+            put_right(world, &cure);
+        }
         let down: Vec<u64> = world
             .hosts
             .iter()
@@ -170,6 +175,9 @@ impl Faults {
             .collect();
         for id in down {
             put_right(world, &Cure::Repair(id));
+        }
+        for machine in world.machines().values() {
+            machine.pauses.forget();
         }
         world.note(format_args!("no more faults"));
     }
@@ -322,6 +330,10 @@ impl Faults {
                     "the disk of node {node} is {fault:?} for {lasts:?}"
                 ));
                 self.later(world, lasts, Cure::Repair(node));
+                // Who only runs reads little.
+                if kind == Kind::ReadsFail && world.chance.below(2) == 0 {
+                    self.kill(world, node)?;
+                }
             }
             Kind::DiskSlow => {
                 let Some(node) = node else { return Ok(()) };

@@ -122,13 +122,24 @@ pub struct Forgotten {
     /// those who had it.
     times: Vec<(Duration, Duration)>,
     /// Leases that were granted then.
-    pub tokens: BTreeSet<u64>,
+    tokens: BTreeSet<u64>,
 }
 
 impl Forgotten {
     /// What was heard at that time may be lost.
     pub fn heard_at(&self, at: Duration) -> bool {
         self.times.iter().any(|(from, to)| *from <= at && at < *to)
+    }
+
+    /// The release of a lease that is forgotten: the new ledger says that it is over, and has no record of it.
+    pub fn is_over_with_it(&self, promise: &Promise) -> bool {
+        match promise {
+            Promise::Released {
+                token,
+                was_current: false,
+            } => self.tokens.contains(token),
+            _ => false,
+        }
     }
 
     /// Nobody knows who answered: a ledger that is forgotten, or the one that was made from the backup.
@@ -227,9 +238,20 @@ impl Record {
     /// Everything since `from` is forgotten, leases with `tokens` among it; and now nobody can hear of it any more.
     pub fn forget(&self, from: Duration, tokens: impl IntoIterator<Item = u64>) {
         let now = self.now();
-        let forgotten = &mut self.inner().forgotten;
-        forgotten.times.push((from, now));
-        forgotten.tokens.extend(tokens);
+        let mut inner = self.inner();
+        // Some that a record was never seen of.
+        let promises = inner.promises.values().flatten();
+        let heard: Vec<u64> = promises
+            .filter_map(|(at, promise)| match promise {
+                Promise::Granted { token } if *at >= from => Some(*token),
+                _ => None,
+            })
+            .collect();
+        inner.forgotten.times.push((from, now));
+        inner
+            .forgotten
+            .tokens
+            .extend(tokens.into_iter().chain(heard));
     }
 
     pub fn forgotten(&self) -> Forgotten {

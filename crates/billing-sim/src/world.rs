@@ -705,6 +705,9 @@ impl World {
     }
 
     pub fn restart(&mut self, id: u64) {
+        if let Some(host) = self.hosts.get(&id) {
+            host.begin_process();
+        }
         self.sim.bounce(node_name(id));
         self.note(format_args!("node {id} starts again"));
     }
@@ -724,6 +727,16 @@ impl World {
         };
         let open = self.invoices.keys().filter(|invoice| !closed(invoice));
         open.cloned().collect()
+    }
+
+    /// All nodes were destroyed just now, with their disks.
+    pub fn all_lost(&mut self) -> Result<()> {
+        self.note(format_args!("every disk is lost"));
+        match self.blind {
+            // A process that died unseen may have told what its records would have shown, and now nobody has them.
+            Some((_, until)) if self.sim.elapsed() < until => Ok(()),
+            _ => self.ask_all(|property, end| property.lost(end)),
+        }
     }
 
     /// All nodes are down, nothing that they answered is still on its way, and those that start next were made from a backup of
@@ -755,6 +768,10 @@ impl World {
     /// What must hold in the end. To be called when the faults have stopped and everything has settled.
     pub fn judge(&mut self) -> Result<()> {
         self.look()?;
+        self.ask_all(|property, end| property.end(end))
+    }
+
+    fn ask_all(&mut self, ask: impl Fn(&mut dyn Property, &End<'_>) -> Verdict) -> Result<()> {
         let books = self.provider.books();
         let end = End {
             replay: &self.replay,
@@ -765,7 +782,7 @@ impl World {
             invoices: &self.invoices,
         };
         for property in &mut self.properties {
-            let verdict = property.end(&end);
+            let verdict = ask(&mut **property, &end);
             judged(property.name(), verdict)?;
         }
         Ok(())

@@ -104,6 +104,11 @@ impl Host {
         self.process().ended.clone()
     }
 
+    /// To be called before a new process begins: why the last one ended is no news of this one.
+    pub fn begin_process(&self) {
+        self.process().ended = None;
+    }
+
     /// To be called when its process was destroyed.
     pub fn forget_process(&self) {
         let mut process = self.process();
@@ -139,7 +144,7 @@ impl Host {
 
     /// One process, from its start to its end: what turmoil runs.
     pub async fn run(self: Arc<Host>) -> turmoil::Result {
-        self.process().ended = None;
+        self.begin_process();
         // That the last process ended is no news to this one.
         let _ = futures::FutureExt::now_or_never(self.end.notified());
         // The driver looks at what it leaves behind, and buries it.

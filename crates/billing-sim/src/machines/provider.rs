@@ -58,6 +58,7 @@ impl ProviderHost {
 }
 
 /// The books of one moment.
+#[derive(Default)]
 pub struct Books(Value);
 
 /// One charge in the books.

@@ -14,6 +14,10 @@ impl Property for AckedSurvives {
         "acked_survives"
     }
 
+    fn lost(&mut self, end: &End<'_>) -> Verdict {
+        self.end(end)
+    }
+
     fn end(&mut self, end: &End<'_>) -> Verdict {
         let mut records: BTreeMap<&InvoiceId, Vec<&AuditRecord>> = BTreeMap::new();
         for seen in end.records {
@@ -25,9 +29,7 @@ impl Property for AckedSurvives {
         for (invoice, promises) in end.record.promises() {
             let of_invoice = records.get(&invoice).map_or(&[][..], Vec::as_slice);
             for (at, promise) in promises {
-                let of_forgotten_lease =
-                    token(&promise).is_some_and(|token| forgotten.tokens.contains(&token));
-                if forgotten.heard_at(at) || of_forgotten_lease {
+                if forgotten.heard_at(at) || forgotten.is_over_with_it(&promise) {
                     continue;
                 }
                 if !of_invoice.iter().any(|record| keeps(record, &promise)) {
@@ -41,17 +43,6 @@ impl Property for AckedSurvives {
             }
         }
         Ok(())
-    }
-}
-
-/// Of the lease that it is about.
-fn token(promise: &Promise) -> Option<u64> {
-    match promise {
-        Promise::Granted { token }
-        | Promise::Begun { token, .. }
-        | Promise::Declined { token }
-        | Promise::Released { token, .. } => Some(*token),
-        Promise::Submitted | Promise::Charged { .. } => None,
     }
 }
 

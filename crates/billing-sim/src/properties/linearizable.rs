@@ -31,7 +31,7 @@ pub enum Event {
     Ended {
         token: u64,
     },
-    /// The same, of a lease that somebody's answered call ended too, or found over: which it was, the order says.
+    /// The same, where it may be what an answered call did, a release or a settlement: which it was, the order says.
     EndedPerhapsByCall {
         token: u64,
     },
@@ -182,10 +182,10 @@ pub(super) fn history(
             What::Acquired { .. } if !granted.contains(&token) => Event::Granted { token },
             What::Begun if !begun.contains(&(token, number)) => Event::Begun { number },
             What::Paid | What::Failed | What::PutInReview { .. } => Event::Closed,
+            What::Released { .. } | What::LeaseEnded { .. } if ended.contains(&token) => {
+                Event::EndedPerhapsByCall { token }
+            }
             what => match what.lease() {
-                Some((LeaseEventKind::Ended, _)) if ended.contains(&token) => {
-                    Event::EndedPerhapsByCall { token }
-                }
                 Some((LeaseEventKind::Ended, _)) => Event::Ended { token },
                 _ => continue,
             },
@@ -204,6 +204,10 @@ pub(super) fn history(
 impl Property for Linearizable {
     fn name(&self) -> &'static str {
         "linearizable"
+    }
+
+    fn lost(&mut self, end: &End<'_>) -> Verdict {
+        self.end(end)
     }
 
     fn end(&mut self, end: &End<'_>) -> Verdict {

@@ -103,6 +103,11 @@ pub trait Property {
     /// A process is gone; what it had not made durable may be unsaid.
     fn crashed(&mut self, _node: u64) {}
 
+    /// All nodes were lost, and what their log became: nothing that anybody was told is missing there.
+    fn lost(&mut self, _end: &End<'_>) -> Verdict {
+        Ok(())
+    }
+
     /// The cluster is made anew from a backup that holds the first `kept` records, the last of them at that time.
     fn restored(&mut self, _kept: u64, _last: ClusterTime) {}
 

@@ -17,6 +17,10 @@ impl Property for SameRequestSameAnswer {
         "same_request_same_answer"
     }
 
+    fn lost(&mut self, end: &End<'_>) -> Verdict {
+        self.end(end)
+    }
+
     fn end(&mut self, end: &End<'_>) -> Verdict {
         granted_once(end.records, end.record)
     }

@@ -262,22 +262,100 @@ fn a_late_word_of_a_charge_does_not_hide_when_its_lease_ended() {
 }
 
 #[test]
-fn what_a_restore_forgets_explains_what_was_answered_and_nothing_later() {
-    let of_the_lost = call(0, 5, Asked::Acquire, Heard::Granted { token: 5 });
-    let again = call(20, 25, Asked::Acquire, Heard::Granted { token: 6 });
-    let later = call(40, 45, Asked::Acquire, Heard::Granted { token: 7 });
-    let log = || Log::default().then(21, 6, acquired());
+fn a_release_and_its_record_are_one_end() {
+    let released_at = |called, returned| {
+        let heard = Heard::Released { was_current: true };
+        let calls = [
+            call(0, 5, Asked::Acquire, Heard::Granted { token: 5 }),
+            call(called, returned, Asked::Release { token: 5 }, heard),
+        ];
+        let log = Log::default()
+            .then(1, 5, acquired())
+            .then(20, 5, released());
+        in_some_order(&calls, log, &Forgotten::default())
+    };
+    assert!(released_at(15, 25));
+    // Nothing was left to be ended.
+    assert!(!released_at(30, 35));
+}
+
+/// Restored at 10 ms; what was made since 3 ms is forgotten, a lease with token 5 among it.
+fn forgetful() -> Record {
     let record = Record::default();
-    let one = [of_the_lost.clone(), again.clone()];
-    assert!(!in_some_order(&one, log(), &record.forgotten()));
     record.at(Duration::from_millis(10));
-    record.forget(Duration::from_millis(1), [5]);
-    assert!(in_some_order(&one, log(), &record.forgotten()));
-    assert!(!in_some_order(
-        &[of_the_lost, again, later],
-        log().then(41, 7, acquired()),
-        &record.forgotten()
-    ));
+    record.forget(Duration::from_millis(3), [5]);
+    record
+}
+
+#[test]
+fn what_a_restore_forgets_explains_what_was_answered_then_and_nothing_else() {
+    let granted =
+        |called, returned, token| call(called, returned, Asked::Acquire, Heard::Granted { token });
+    let free = |called, returned| call(called, returned, Asked::Get, Heard::Holds { token: None });
+    // The backup has a lease, and the restored ledger another; both were let go.
+    let log = || {
+        Log::default()
+            .then(1, 4, acquired())
+            .then(12, 4, released())
+            .then(20, 6, acquired())
+    };
+    let (nothing, forgotten) = (Forgotten::default(), forgetful().forgotten());
+    let fits = |calls: &[Call], forgotten| in_some_order(calls, log(), forgotten);
+    // Made and answered in between.
+    assert!(!fits(&[granted(4, 6, 5)], &nothing));
+    assert!(fits(&[granted(4, 6, 5)], &forgotten));
+    // Asked before and answered in between; asked in between and answered after.
+    assert!(!fits(&[granted(2, 4, 5)], &nothing));
+    assert!(fits(&[granted(2, 4, 5)], &forgotten));
+    assert!(!fits(&[granted(9, 11, 5)], &nothing));
+    assert!(fits(&[granted(9, 11, 5)], &forgotten));
+    // Answered before, and asked after.
+    assert!(fits(&[granted(0, 1, 4)], &forgotten));
+    assert!(!fits(&[granted(0, 1, 4), free(2, 2)], &forgotten));
+    assert!(!fits(&[free(30, 31)], &forgotten));
+    assert!(fits(&[free(14, 15)], &forgotten));
+    // Asked when it was over.
+    assert!(!fits(&[granted(10, 11, 5)], &forgotten));
+}
+
+#[test]
+fn what_was_promised_before_a_disaster_binds_and_after_a_restore_too() {
+    let kept = |heard_ms, promise: Promise| {
+        let record = Record::default();
+        let log = Log::held(4).seen();
+        if heard_ms >= 10 {
+            record.at(Duration::from_millis(10));
+            record.forget(Duration::from_millis(3), [5]);
+        }
+        record.at(Duration::from_millis(heard_ms));
+        record.promise(&InvoiceId::new("inv-1").expect("an id"), promise);
+        if heard_ms < 10 {
+            record.at(Duration::from_millis(10));
+            record.forget(Duration::from_millis(3), [5]);
+        }
+        let end = End {
+            replay: &Replay::default(),
+            records: &log,
+            books: &Books::default(),
+            record: &record,
+            promises: &promises(Provider::Objects),
+            invoices: &BTreeMap::new(),
+        };
+        acked_survives::AckedSurvives.end(&end).is_ok()
+    };
+    let granted = |token| Promise::Granted { token };
+    let over = |token| Promise::Released {
+        token,
+        was_current: false,
+    };
+    assert!(kept(1, granted(4)));
+    assert!(!kept(1, granted(7)));
+    assert!(kept(5, granted(7)));
+    assert!(!kept(10, granted(7)));
+    // The new ledger must not know a lease that it forgot, but it may say that it is over.
+    assert!(!kept(20, granted(5)));
+    assert!(kept(20, over(5)));
+    assert!(!kept(20, over(7)));
 }
 
 #[test]

@@ -27,15 +27,19 @@ use crate::world::{Setting, World};
 const GRANTS_AFTER: Duration = Duration::from_millis(billing_core::limits::TTL_MS_MAX);
 
 pub fn setting(chance: &Chance) -> Setting {
-    let provider = match chance.below(3) {
+    Setting {
+        workers: 2,
+        provider: comparable(chance),
+        ..Setting::default()
+    }
+}
+
+/// One with books that the ledger can be compared with, attempt by attempt.
+pub(super) fn comparable(chance: &Chance) -> Provider {
+    match chance.below(3) {
         0 => Provider::Objects,
         1 => Provider::StickyKeys,
         _ => Provider::LooseKeys,
-    };
-    Setting {
-        workers: 2,
-        provider,
-        ..Setting::default()
     }
 }
 
@@ -57,8 +61,8 @@ pub fn run(world: &mut World) -> Result<()> {
     }
     let mut greatest = 0;
     for attempt in 0..=world.chance.below(2) {
-        greatest = greatest.max(greatest_token(world));
         lose_all(world)?;
+        greatest = greatest.max(greatest_token(world));
         let away = world.chance.between_ms(0, 20_000);
         world.pass(away)?;
         restore(world, &file, kept, u8::try_from(attempt)?)?;
@@ -100,8 +104,7 @@ pub(super) fn lose_all(world: &mut World) -> Result<()> {
     for id in ids {
         world.crash(id)?;
     }
-    world.note(format_args!("every disk is lost"));
-    Ok(())
+    world.all_lost()
 }
 
 /// The machines that lost everything are made nodes of a new cluster by the file.
@@ -269,7 +272,7 @@ fn tell_the_books(world: &mut World) -> Result<()> {
     Ok(())
 }
 
-/// The key of the last request that the provider heard on the invoice.
+/// The key of the last request that the provider heard on the invoice: beside a charge none is sent under another.
 fn key_of(heard: &[(Duration, String)], invoice: &str) -> Option<String> {
     let ends = format!(".{invoice}");
     heard.iter().rev().find_map(|(_, line)| {

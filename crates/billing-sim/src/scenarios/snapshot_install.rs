@@ -128,18 +128,20 @@ pub fn run(world: &mut World) -> Result<()> {
 
 /// Writes until the log alone cannot help a node that has it up to `had`.
 pub(super) fn purge_beyond(world: &mut World, had: Option<u64>) -> Result<()> {
-    let purged = |world: &World| {
-        let leader = world.leads_now().and_then(|id| world.status(id));
-        leader.and_then(|status| status.purged)
-    };
     for _ in 0..LOAD_MAX {
-        if purged(world) > had {
+        if has_purged(world) > had {
             break;
         }
         writes(world, 5)?;
     }
-    ensure!(purged(world) > had, "the log was never purged");
+    ensure!(has_purged(world) > had, "the log was never purged");
     Ok(())
+}
+
+/// How far the log of whoever leads is purged.
+pub(super) fn has_purged(world: &World) -> Option<u64> {
+    let leader = world.leads_now().and_then(|id| world.status(id));
+    leader.and_then(|status| status.purged)
 }
 
 fn answered_request(world: &World) -> v1::AcquireLeaseRequest {

@@ -49,14 +49,21 @@ where
     F: Fn(Client) -> Fut + Send + 'static,
     Fut: Future<Output = Result<T, Failure>> + 'static,
 {
-    world.desk_do(what, move |client| async move {
-        loop {
-            match work(client.clone()).await {
-                Ok(done) => return done,
-                Err(_) => client.env().clock.sleep(RETRY).await,
-            }
+    world.desk_do(what, move |client| until_done(client, work))
+}
+
+/// Repeats it until it succeeds.
+pub async fn until_done<T, F, Fut>(client: Client, work: F) -> T
+where
+    F: Fn(Client) -> Fut,
+    Fut: Future<Output = Result<T, Failure>>,
+{
+    loop {
+        match work(client.clone()).await {
+            Ok(done) => return done,
+            Err(_) => client.env().clock.sleep(RETRY).await,
         }
-    })
+    }
 }
 
 /// Submits that many more invoices, most of them by customers who can pay, and waits until that is done.

@@ -6,13 +6,13 @@
 
 use std::time::Duration;
 
-use anyhow::Result;
+use anyhow::{Result, ensure};
 use billing_client::v1;
 use billing_core::InvoiceId;
 use tokio::sync::oneshot;
 
 use super::queue::Queue;
-use super::steps::done;
+use super::steps::{done, until_done};
 use crate::chance::Chance;
 use crate::clock::EPOCH_S;
 use crate::faults::{Faults, Kind};
@@ -143,18 +143,22 @@ impl Rough {
 
     /// Submits every invoice so far once more: nothing changes where it is known.
     pub fn submit_again(&self, world: &mut World) -> Result<()> {
-        let job = submit(world, self.submissions.all.clone())?;
-        done(world, "submit all invoices again", job)
+        let all = self.submissions.all.clone();
+        let wanted = all.len() as u64;
+        let job = submit(world, all)?;
+        let known = done(world, "submit all invoices again", job)?;
+        ensure!(known == wanted, "only {known} of {wanted} were submitted");
+        Ok(())
     }
 
-    /// The nodes' machines are no more. Every other fault stays.
+    /// All disks are lost. Every other fault stays.
     pub fn nodes_are_lost(&mut self, world: &mut World) {
         self.faults.nodes_are_lost(world);
     }
 
-    /// Every fault ends; the nodes stay down.
-    pub fn calm_without_nodes(&mut self, world: &mut World) {
-        self.faults.cure_others(world);
+    /// What nodes have sent arrives, and is heard.
+    pub fn let_arrive(&mut self, world: &mut World) {
+        self.faults.let_arrive(world);
     }
 
     /// Every fault ends.
@@ -239,18 +243,25 @@ fn bill(invoice_id: String, customer: &str, amount: u64, at_once: bool) -> v1::I
     }
 }
 
-/// Insists on it in the background: a submission may be repeated freely.
-fn submit(world: &mut World, bills: Vec<v1::Invoice>) -> Result<oneshot::Receiver<()>> {
+/// Insists on it in the background: a submission may be repeated freely. How many are known then.
+fn submit(world: &mut World, bills: Vec<v1::Invoice>) -> Result<oneshot::Receiver<u64>> {
     let record = world.record.clone();
     world.desk_begin(move |client| async move {
-        while client.submit_invoices(bills.clone(), |_| {}).await.is_err() {
-            client.env().clock.sleep(Duration::from_millis(200)).await;
-        }
-        for bill in &bills {
-            if let Ok(id) = InvoiceId::new(&bill.invoice_id) {
-                record.promise(&id, Promise::Submitted);
+        let wanted = bills.clone();
+        let submitted = until_done(client, move |client| {
+            let bills = wanted.clone();
+            async move { client.submit_invoices(bills, |_| {}).await }
+        })
+        .await;
+        let known = submitted.submitted + submitted.unchanged;
+        if known == bills.len() as u64 {
+            for bill in &bills {
+                if let Ok(id) = InvoiceId::new(&bill.invoice_id) {
+                    record.promise(&id, Promise::Submitted);
+                }
             }
         }
+        known
     })
 }
 

@@ -7,23 +7,20 @@ use std::time::Duration;
 use anyhow::{Context, Result};
 use tokio::sync::oneshot;
 
-use super::restore::{backup_length, greatest_token, in_order, lose_all, restore, take_backup};
-use super::steps::done;
+use super::restore::{
+    backup_length, comparable, greatest_token, in_order, lose_all, restore, take_backup,
+};
+use super::steps::{done, until_done};
 use super::swarm::{self, Rough};
 use crate::chance::Chance;
 use crate::faults::Kind;
-use crate::profile::Provider;
 use crate::world::{Setting, World};
 
 /// Whatever a node that is lost had sent has arrived by then.
 const ALL_ARRIVED: Duration = Duration::from_secs(2);
 
 pub fn setting(chance: &Chance) -> Setting {
-    let provider = match chance.below(3) {
-        0 => Provider::Objects,
-        1 => Provider::StickyKeys,
-        _ => Provider::LooseKeys,
-    };
+    let provider = comparable(chance);
     Setting {
         workers: 2 + chance.below(2),
         // Who charges by hand keeps no books that could be compared.
@@ -49,11 +46,11 @@ pub fn run(world: &mut World) -> Result<()> {
         world.until("the backup is of what is known", |world| {
             world.records().len() as u64 >= kept
         })?;
-        greatest = greatest.max(greatest_token(world));
         lose_all(world)?;
+        greatest = greatest.max(greatest_token(world));
         rough.nodes_are_lost(world);
         some_time(world, &mut rough, 0, 20_000)?;
-        rough.calm_without_nodes(world);
+        rough.let_arrive(world);
         world.pass(ALL_ARRIVED)?;
         restore(world, &file, kept, u8::try_from(attempt)?)?;
         some_time(world, &mut rough, 1_000, 30_000)?;
@@ -74,14 +71,7 @@ fn some_time(world: &mut World, rough: &mut Rough, from_ms: u64, to_ms: u64) -> 
 
 /// In the middle of the faults; where they never let it through, in calm.
 fn back_up(world: &mut World, rough: &mut Rough) -> Result<Vec<u8>> {
-    let mut job = world.desk_begin(|client| async move {
-        loop {
-            match take_backup(client.clone()).await {
-                Ok(file) => return file,
-                Err(_) => client.env().clock.sleep(Duration::from_millis(200)).await,
-            }
-        }
-    })?;
+    let mut job = world.desk_begin(|client| until_done(client, take_backup))?;
     let lasts = world.chance.between_ms(5_000, 30_000);
     rough.go_on(world, lasts, |_| Ok(()))?;
     match job.try_recv() {

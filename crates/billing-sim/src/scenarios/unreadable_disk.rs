@@ -6,7 +6,7 @@ use std::time::Duration;
 use anyhow::Result;
 use billing_store::sim::Fault;
 
-use super::snapshot_install::purge_beyond;
+use super::snapshot_install::{has_purged, purge_beyond};
 use super::steps::{all_but, end_well, ends_with_advice, pick, submit};
 use crate::chance::Chance;
 use crate::world::{Setting, World};
@@ -47,10 +47,13 @@ pub fn run(world: &mut World) -> Result<()> {
         "the node whose disk cannot be read ends",
         |_| host.ended().is_some(),
     )?;
+    ends_with_advice(world, unread, "reading")?;
     world.until("the node that was away is given a snapshot", |world| {
-        world
-            .status(away)
-            .is_some_and(|status| status.snapshot > had && status.applied >= status.snapshot)
+        // Nobody who leads has the entries that it lacks.
+        has_purged(world) > had
+            && world
+                .status(away)
+                .is_some_and(|status| status.snapshot > had && status.applied >= status.snapshot)
     })?;
     world.note(format_args!("node {away} was given a snapshot"));
     submit(world, 3)?;
