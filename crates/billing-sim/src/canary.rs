@@ -20,7 +20,7 @@ use crate::sweep::{Job, cores, run_all};
 #[derive(clap::Args)]
 #[cfg_attr(not(feature = "sabotage"), allow(dead_code))]
 pub struct Canary {
-    /// Where the recorded seeds are, line by line: RULE SCENARIO SEED PROPERTY.
+    /// Where the recorded seeds are, line by line: RULE SCENARIO SEED PROPERTY, and `alone` where no other property is asked.
     #[arg(long, default_value = "tests/canaries.txt", value_name = "FILE")]
     file: PathBuf,
     /// Search for seeds that notice, this many for each scenario, and print lines for the file. 0: only what is recorded.
@@ -35,6 +35,9 @@ pub struct Canary {
     /// Search in this scenario only.
     #[arg(long, value_name = "SCENARIO")]
     scenario: Option<String>,
+    /// Search with no other property asked.
+    #[arg(long, value_name = "PROPERTY")]
+    only: Option<String>,
 }
 
 #[cfg(not(feature = "sabotage"))]
@@ -70,7 +73,9 @@ impl Canary {
                 continue;
             }
             let caught = match recorded.get(rule) {
-                Some(known) => self.again(rule, known)?,
+                Some(all) => all.iter().try_fold(true, |caught, known| {
+                    anyhow::Ok(Self::again(rule, known)? && caught)
+                })?,
                 None if self.search > 0 => self.search(rule)?,
                 None => {
                     let word = if self.recorded { "-     " } else { "MISSED" };
@@ -90,30 +95,31 @@ impl Canary {
     }
 
     #[cfg(feature = "sabotage")]
-    fn recorded(&self) -> Result<BTreeMap<String, Recorded>> {
+    fn recorded(&self) -> Result<BTreeMap<String, Vec<Recorded>>> {
         let text = std::fs::read_to_string(&self.file)
             .with_context(|| format!("cannot read {}", self.file.display()))?;
-        let mut recorded = BTreeMap::new();
+        let mut recorded: BTreeMap<String, Vec<Recorded>> = BTreeMap::new();
         for (number, line) in text.lines().enumerate() {
             let words = line.split('#').next().unwrap_or_default();
             let words: Vec<&str> = words.split_whitespace().collect();
             let wrong = || {
                 format!(
-                    "{} line {}: not RULE SCENARIO SEED PROPERTY",
+                    "{} line {}: not RULE SCENARIO SEED PROPERTY [alone]",
                     self.file.display(),
                     number + 1
                 )
             };
             match words[..] {
                 [] => {}
-                [rule, scenario, seed, property] => {
+                [rule, scenario, seed, property] | [rule, scenario, seed, property, "alone"] => {
                     let seed = seed.parse().with_context(wrong)?;
                     let known = Recorded {
                         scenario: scenario.to_owned(),
                         seed,
                         property: property.to_owned(),
+                        alone: words.len() == 5,
                     };
-                    recorded.insert(rule.to_owned(), known);
+                    recorded.entry(rule.to_owned()).or_default().push(known);
                 }
                 _ => bail!(wrong()),
             }
@@ -123,11 +129,12 @@ impl Canary {
 
     /// The recorded seed, without the sabotage and with it.
     #[cfg(feature = "sabotage")]
-    fn again(&self, rule: &'static str, known: &Recorded) -> Result<bool> {
+    fn again(rule: &'static str, known: &Recorded) -> Result<bool> {
         let job = |sabotage| Job {
             scenario: known.scenario.clone(),
             seed: known.seed,
             sabotage,
+            only: known.alone.then(|| known.property.clone()),
             trace: None,
         };
         let (mut whole, mut noticed) = (false, None);
@@ -148,8 +155,10 @@ impl Canary {
             " and without the sabotage it fails too"
         };
         println!(
-            "{rule:<34} {verdict}  property={noticed} scenario={} seed={} seeds=1{unbroken}",
-            known.scenario, known.seed
+            "{rule:<34} {verdict}  property={noticed} scenario={} seed={} seeds=1{}{unbroken}",
+            known.scenario,
+            known.seed,
+            if known.alone { " alone" } else { "" },
         );
         Ok(caught)
     }
@@ -169,6 +178,7 @@ impl Canary {
                 scenario: (*scenario).to_owned(),
                 seed,
                 sabotage: Some(rule),
+                only: self.only.clone(),
                 trace: None,
             })
         });
@@ -182,7 +192,8 @@ impl Canary {
         })?;
         match &found {
             Some((scenario, seed, property)) => {
-                println!("{rule} {scenario} {seed} {property} # runs until then: {tried}");
+                let alone = if self.only.is_some() { " alone" } else { "" };
+                println!("{rule} {scenario} {seed} {property}{alone} # runs until then: {tried}");
             }
             None => println!("# {rule} MISSED in {tried} runs"),
         }
@@ -195,4 +206,5 @@ struct Recorded {
     scenario: String,
     seed: u64,
     property: String,
+    alone: bool,
 }

@@ -125,15 +125,16 @@ impl Faults {
     }
 
     /// Puts right what is due by now.
-    pub fn cure_due(&mut self, world: &mut World) {
+    pub fn cure_due(&mut self, world: &mut World) -> Result<()> {
         let now = world.elapsed();
         let (due, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.due)
             .into_iter()
             .partition(|(at, _)| *at <= now);
         self.due = later;
         for (_, cure) in due {
-            put_right(world, &cure);
+            put_right(world, &cure)?;
         }
+        Ok(())
     }
 
     /// The nodes' disks are no more, and whoever would have repaired one or started its node again does not. Other machines are
@@ -151,21 +152,22 @@ impl Faults {
     }
 
     /// Ends what keeps messages from arriving, and whoever they are for from hearing them.
-    pub fn let_arrive(&mut self, world: &mut World) {
+    pub fn let_arrive(&mut self, world: &mut World) -> Result<()> {
         let keeps = |cure: &Cure| matches!(cure, Cure::Release(..) | Cure::Thaw(_) | Cure::NoDelay);
         let (now, later): (Vec<_>, Vec<_>) = std::mem::take(&mut self.due)
             .into_iter()
             .partition(|(_, cure)| keeps(cure));
         self.due = later;
         for (_, cure) in now {
-            put_right(world, &cure);
+            put_right(world, &cure)?;
         }
+        Ok(())
     }
 
     /// Puts everything right.
-    pub fn cure_all(&mut self, world: &mut World) {
+    pub fn cure_all(&mut self, world: &mut World) -> Result<()> {
         for (_, cure) in std::mem::take(&mut self.due) {
-            put_right(world, &cure);
+            put_right(world, &cure)?;
         }
         let down: Vec<u64> = world
             .hosts
@@ -174,12 +176,13 @@ impl Faults {
             .map(|(&id, _)| id)
             .collect();
         for id in down {
-            put_right(world, &Cure::Repair(id));
+            put_right(world, &Cure::Repair(id))?;
         }
         for machine in world.machines().values() {
             machine.pauses.forget();
         }
         world.note(format_args!("no more faults"));
+        Ok(())
     }
 
     fn cut(&mut self, world: &mut World, a: &str, b: &str, lasts: Duration) {
@@ -554,7 +557,7 @@ fn some_invoice(world: &World) -> Option<String> {
     world.chance.pick(&invoices)
 }
 
-fn put_right(world: &mut World, cure: &Cure) {
+fn put_right(world: &mut World, cure: &Cure) -> Result<()> {
     match cure {
         Cure::Reach(a, b) => {
             world.network().repair(a.as_str(), b.as_str());
@@ -573,11 +576,13 @@ fn put_right(world: &mut World, cure: &Cure) {
             }
         }
         Cure::Repair(id) => {
+            // It may have ended since the last look.
+            world.look()?;
             world.hosts[id].disk.set_fault(DiskFault::None);
             if world.hosts[id].node().is_none() {
                 world.restart(*id);
             }
-            world.may_end.remove(id);
+            world.put_right(*id);
         }
         Cure::SyncTakes(id) => world.hosts[id]
             .disk
@@ -596,4 +601,5 @@ fn put_right(world: &mut World, cure: &Cure) {
         }
     }
     world.note(format_args!("put right: {cure:?}"));
+    Ok(())
 }

@@ -64,6 +64,9 @@ struct Run {
     /// Write the whole trace there, one event a line.
     #[arg(long, value_name = "FILE")]
     trace: Option<PathBuf>,
+    /// Ask no property but this one.
+    #[arg(long, value_name = "PROPERTY")]
+    only: Option<String>,
     /// Break this rule on purpose. Only where it was built with --features sabotage.
     #[arg(long, value_name = "RULE")]
     sabotage: Option<String>,
@@ -128,7 +131,11 @@ fn one(run: &Run) -> ExitCode {
                 .find(|scenario| scenario.name == run.scenario)
                 .context("no such scenario")?;
             let setting = (scenario.setting)(&Chance::new(run.seed, "setting"));
-            Ok((scenario, World::new(run.seed, setting)?))
+            let mut world = World::new(run.seed, setting)?;
+            if let Some(property) = &run.only {
+                world.ask_only(property)?;
+            }
+            Ok((scenario, world))
         });
     let (scenario, mut world) = match made {
         Ok(made) => made,

@@ -51,6 +51,8 @@ pub struct Job {
     pub scenario: String,
     pub seed: u64,
     pub sabotage: Option<&'static str>,
+    /// No other property is asked.
+    pub only: Option<String>,
     pub trace: Option<PathBuf>,
 }
 
@@ -66,6 +68,9 @@ fn start(job: &Job) -> Result<Child> {
         .stderr(Stdio::piped());
     if let Some(rule) = job.sabotage {
         command.args(["--sabotage", rule]);
+    }
+    if let Some(property) = &job.only {
+        command.args(["--only", property]);
     }
     if let Some(path) = &job.trace {
         command.arg("--trace").arg(path);
@@ -161,6 +166,7 @@ impl Sweep {
             scenario: self.scenario.clone(),
             seed,
             sabotage: None,
+            only: None,
             trace: None,
         });
         let (began, mut shown) = (Instant::now(), Instant::now());
@@ -274,6 +280,7 @@ impl Twice {
                 scenario: self.scenario.clone(),
                 seed,
                 sabotage: None,
+                only: None,
                 trace: Some(path(time)),
             });
             run_all(jobs, cores(), |_| Ok(true))?;
@@ -341,6 +348,7 @@ impl Kept {
                 scenario: scenario.to_owned(),
                 seed,
                 sabotage: None,
+                only: None,
                 trace: None,
             });
         }

@@ -44,6 +44,8 @@ const BOOKS_EVERY: u32 = 25;
 const RECORDS_MAX: usize = 1_000;
 /// After a node died with records that nobody had seen: others have applied them by then.
 const BLIND_FOR: Duration = Duration::from_secs(10);
+/// From a write that failed until its process ends, where its disk is slow.
+const NOTICED_WITHIN: Duration = Duration::from_secs(1);
 /// tokio keeps its tasks in shards by id: a crash destroys them in an order that depends on where the ids begin.
 const TASK_IDS_ALIGNED: u64 = 64;
 /// Clients allow for 1 % of drift (§4); this is well inside.
@@ -110,6 +112,8 @@ pub struct World {
     pub invoices: BTreeMap<String, u64>,
     /// Nodes whose process has a reason to go through the fail-stop door.
     pub may_end: BTreeSet<u64>,
+    /// Until when one may still end for a reason that is put right: what failed may be noticed later.
+    excused: BTreeMap<u64, Duration>,
     /// Nodes whose state is known to be wrong: what they say is no evidence.
     pub wrong: BTreeSet<u64>,
     /// The greatest id of a node so far.
@@ -176,6 +180,7 @@ impl World {
             record,
             invoices: BTreeMap::new(),
             may_end: BTreeSet::new(),
+            excused: BTreeMap::new(),
             wrong: BTreeSet::new(),
             id_last: 0,
             properties: properties::all(),
@@ -258,6 +263,15 @@ impl World {
         self.sim
             .host(caller_name(number), move || running.clone().run());
         self.callers.insert(number, caller);
+    }
+
+    /// Asks no property but this one. What scenarios watch themselves, they watch.
+    pub fn ask_only(&mut self, property: &str) -> Result<()> {
+        self.properties.retain(|asked| asked.name() == property);
+        if self.properties.is_empty() {
+            bail!("there is no property {property}");
+        }
+        Ok(())
     }
 
     /// A machine that is never used again: its process ends, and nobody waits for it any more.
@@ -424,6 +438,17 @@ impl World {
         Ok(())
     }
 
+    /// What was wrong with a node is put right.
+    pub fn put_right(&mut self, id: u64) {
+        self.may_end.remove(&id);
+        self.excused.insert(id, self.sim.elapsed() + NOTICED_WITHIN);
+    }
+
+    fn has_reason(&self, id: u64) -> bool {
+        let excused = self.excused.get(&id);
+        self.may_end.contains(&id) || excused.is_some_and(|&until| self.sim.elapsed() < until)
+    }
+
     /// A process that must not go on does not: whatever of it still waits is destroyed.
     fn bury(&mut self) -> Result<()> {
         let dead: Vec<u64> = self
@@ -437,14 +462,14 @@ impl World {
             self.note(format_args!("node {id} ends: {why}"));
             self.blind = Some((self.looked, self.sim.elapsed() + BLIND_FOR));
             self.end_process(id, Crash::default());
-            if !self.may_end.contains(&id) {
+            if !self.has_reason(id) {
                 let what = format!("node {id} ended without a reason that it was given: {why}");
                 return judged("no_end_without_reason", Err((None, what)));
             }
         }
         // One that ended before it ran at all has nothing to be buried.
         let failed = self.hosts.iter().find_map(|(id, host)| {
-            let unexpected = host.node().is_none() && !self.may_end.contains(id);
+            let unexpected = host.node().is_none() && !self.has_reason(*id);
             host.ended().filter(|_| unexpected).map(|why| (id, why))
         });
         match failed {

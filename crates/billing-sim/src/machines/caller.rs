@@ -373,7 +373,7 @@ impl Life<'_> {
 }
 
 /// What whoever charges by hand promises: nothing that could be looked up, so that a doubt goes to a person soon.
-fn terms() -> v1::ChargeTerms {
+pub fn terms() -> v1::ChargeTerms {
     v1::ChargeTerms {
         provider: "hand".to_owned(),
         account: "default".to_owned(),

@@ -30,7 +30,7 @@ impl ProviderHost {
 
     /// What was charged, by the provider's own books.
     pub fn books(&self) -> Books {
-        Books(self.witness.books())
+        Books::from(self.witness.books())
     }
 
     pub fn set_faults(&self, faults: Faults) {
@@ -67,6 +67,12 @@ pub struct Row {
     pub id: String,
     pub amount: u64,
     pub succeeded: bool,
+}
+
+impl From<Value> for Books {
+    fn from(told: Value) -> Books {
+        Books(told)
+    }
 }
 
 impl Books {

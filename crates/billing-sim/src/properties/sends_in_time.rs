@@ -1,5 +1,5 @@
 //! DESIGN §5, layers 3 and 4, as the provider's own door sees it: what moves money arrives within the window of its attempt, and
-//! from a worker that held the lease a moment before. Asked only where nothing may come between the gate's check and its send
+//! from a worker whose lease or session had not ended by itself before. Asked only where nothing may come between the gate's check and its send
 //! for long: with single-use objects a stall there does no harm, and so there are some.
 
 use std::collections::BTreeMap;
@@ -35,7 +35,15 @@ impl Property for SendsInTime {
         if let (Some((kind, holder)), Some(invoice)) = (record.what.lease(), &record.invoice) {
             let ended = (kind == LeaseEventKind::Ended).then_some(step.seen);
             let lease = (invoice.clone(), holder.as_str().to_owned());
-            self.leases.insert(lease, ended);
+            // Ended by somebody else: the holder hears of it when it next asks for anything, and until then has its window.
+            if matches!(
+                record.what,
+                What::ForceReleased { .. } | What::LeaseEnded { .. }
+            ) {
+                self.leases.remove(&lease);
+            } else {
+                self.leases.insert(lease, ended);
+            }
         }
         Ok(())
     }

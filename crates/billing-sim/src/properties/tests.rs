@@ -318,6 +318,66 @@ fn what_a_restore_forgets_explains_what_was_answered_then_and_nothing_else() {
     assert!(!fits(&[granted(10, 11, 5)], &forgotten));
 }
 
+/// The end of a world with one invoice over 111 in it, which was charged so often, and of which the log says this.
+fn at_the_end(property: &mut dyn Property, log: Log, charged: &[u64]) -> Verdict {
+    let rows: Vec<_> = charged
+        .iter()
+        .enumerate()
+        .map(|(number, amount)| {
+            serde_json::json!([format!("ch_{number}"), amount, "usd", "succeeded"])
+        })
+        .collect();
+    let books = Books::from(serde_json::json!({ "invoices": { "inv-1": rows } }));
+    let promises = promises(Provider::LooseKeys);
+    property.look(&Moment {
+        now: Duration::ZERO,
+        nodes: &BTreeMap::new(),
+        applied: &[],
+        acts: &[],
+        sends: &[],
+        books: Some(&books),
+        promises: &promises,
+    })?;
+    let mut replay = Replay::default();
+    for record in &log.0 {
+        replay.step(record, Duration::from_millis(record.at.0), |_| ());
+    }
+    property.end(&End {
+        replay: &replay,
+        records: &log.seen(),
+        books: &books,
+        record: &Record::default(),
+        promises: &promises,
+        invoices: &BTreeMap::from([("inv-1".to_owned(), 111)]),
+    })
+}
+
+#[test]
+fn a_second_charge_rings_and_so_does_a_log_that_differs_from_the_books() {
+    let judged =
+        |log: Log, charged: &[u64]| at_the_end(&mut one_charge::OneCharge, log, charged).is_ok();
+    let open = || Log::held(5).then(1, 5, What::Begun);
+    let paid = || open().then(2, 5, What::Paid);
+    let failed = || open().then(2, 5, What::Failed);
+    assert!(judged(paid(), &[111]));
+    assert!(!judged(paid(), &[111, 111]));
+    assert!(!judged(paid(), &[]));
+    assert!(!judged(paid(), &[110]));
+    assert!(judged(failed(), &[]));
+    assert!(!judged(failed(), &[111]));
+    assert!(judged(open(), &[111]));
+    assert!(!judged(open(), &[111, 111]));
+}
+
+#[test]
+fn an_invoice_that_stays_open_rings() {
+    let judged = |log| at_the_end(&mut every_invoice_ends::EveryInvoiceEnds, log, &[]).is_ok();
+    let open = || Log::held(5).then(1, 5, What::Begun);
+    assert!(!judged(open()));
+    assert!(judged(open().then(2, 5, What::Paid)));
+    assert!(judged(open().then(2, 5, What::Failed)));
+}
+
 #[test]
 fn what_was_promised_before_a_disaster_binds_and_after_a_restore_too() {
     let kept = |heard_ms, promise: Promise| {

@@ -1,10 +1,12 @@
 //! What is done to a cluster: one file each.
 
 pub mod broken_disk;
+pub mod copies;
 pub mod cut_off_holder;
 pub mod cut_off_worker;
 pub mod duplicates;
 pub mod flipped_bit;
+pub mod half_cut;
 pub mod long_outage;
 pub mod lost_writes;
 pub mod membership;
@@ -30,6 +32,7 @@ pub mod truncation;
 pub mod unheard_settlement;
 pub mod unreadable_disk;
 pub mod vote_then_power_loss;
+pub mod webhook;
 pub mod wiped_folder;
 
 use anyhow::Result;
@@ -48,7 +51,7 @@ fn nodes_only(_: &Chance) -> Setting {
     Setting::default()
 }
 
-pub const ALL: [Scenario; 28] = [
+pub const ALL: [Scenario; 31] = [
     Scenario {
         name: "swarm",
         setting: swarm::setting,
@@ -178,6 +181,21 @@ pub const ALL: [Scenario; 28] = [
         name: "stale_words",
         setting: stale_words::setting,
         run: stale_words::run,
+    },
+    Scenario {
+        name: "copies",
+        setting: nodes_only,
+        run: copies::run,
+    },
+    Scenario {
+        name: "half_cut",
+        setting: half_cut::setting,
+        run: half_cut::run,
+    },
+    Scenario {
+        name: "webhook",
+        setting: webhook::setting,
+        run: webhook::run,
     },
     Scenario {
         name: "repeated_claims",

@@ -2,6 +2,7 @@
 //! does, and what a network does that delivers a message twice. Decides nothing.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::time::Duration;
 
 use billing_client::Rejection;
@@ -98,6 +99,31 @@ pub async fn insist(
         let answer = acquire(env, node, request.clone(), Duration::from_secs(20)).await;
         if !matches!(answer, Answer::Nothing(_)) {
             return answer;
+        }
+        env.clock.sleep(Duration::from_millis(200)).await;
+        node = node % nodes + 1;
+    }
+}
+
+/// Copy after copy of any request to the nodes in turn, until one is answered; `Err` is the ledger's no.
+pub async fn insist_on<T, F, Fut>(env: &Env, nodes: u64, first: u64, send: F) -> Result<T, String>
+where
+    F: Fn(Channel) -> Fut,
+    Fut: Future<Output = Result<T, Status>>,
+{
+    let mut node = first;
+    loop {
+        if let Ok(channel) = channel(env, node) {
+            let answer = tokio::select! {
+                biased;
+                answer = send(channel) => Some(answer),
+                () = env.clock.sleep(Duration::from_secs(20)) => None,
+            };
+            match answer.map(|answer| answer.map_err(billing_proto::Failure::from)) {
+                Some(Ok(answer)) => return Ok(answer),
+                Some(Err(billing_proto::Failure::Rejected(no))) => return Err(no.to_string()),
+                _ => {}
+            }
         }
         env.clock.sleep(Duration::from_millis(200)).await;
         node = node % nodes + 1;

@@ -20,6 +20,7 @@ use billing_store::sim::Image;
 use super::steps::{broken, end_well, insist, submit, submit_again};
 use crate::chance::Chance;
 use crate::machines::node::peer;
+use crate::machines::provider::Row;
 use crate::profile::Provider;
 use crate::world::{Setting, World};
 
@@ -142,7 +143,7 @@ pub(super) fn restore(world: &mut World, file: &[u8], kept: u64, attempt: u8) ->
         world.pass(later)?;
         world.restart(id);
         // Whatever was wrong with its disk was lost with it.
-        world.may_end.remove(&id);
+        world.put_right(id);
     }
     Ok(())
 }
@@ -244,31 +245,38 @@ fn nothing_begun(world: &World, index: u64) -> Result<()> {
 /// The comparison that the operator's manual asks for: every charge in the provider's books is told to the ledger, under the
 /// key that the provider shows beside it.
 fn tell_the_books(world: &mut World) -> Result<()> {
-    let heard = world.record.lines();
     for (invoice, rows) in world.provider.books().invoices() {
         for row in rows.into_iter().filter(|row| row.succeeded) {
-            let Some(key) = key_of(&heard, &invoice) else {
-                bail!("{invoice} was charged under no key");
-            };
-            let (id, told) = (invoice.clone(), row.id.clone());
-            let reference = Reference::new(&row.id)?;
-            insist(world, "tell the ledger of a charge", move |client| {
-                let (id, key) = (id.clone(), key.clone());
-                let charged = Outcome::Charged(Charged {
-                    reference: reference.clone(),
-                    amount: None,
-                    currency: None,
-                });
-                async move {
-                    let told = client
-                        .settle_charge(&id, FencingToken(0), &key, &charged)
-                        .await;
-                    told.map(|_| ())
-                }
-            })?;
-            world.note(format_args!("the ledger is told of {told} on {invoice}"));
+            tell(world, &invoice, &row)?;
         }
     }
+    Ok(())
+}
+
+/// The ledger is told of a charge by somebody who holds nothing.
+pub(super) fn tell(world: &mut World, invoice: &str, row: &Row) -> Result<()> {
+    let Some(key) = key_of(&world.record.lines(), invoice) else {
+        bail!("{invoice} was charged under no key");
+    };
+    let (id, reference) = (invoice.to_owned(), Reference::new(&row.id)?);
+    insist(world, "tell the ledger of a charge", move |client| {
+        let (id, key) = (id.clone(), key.clone());
+        let charged = Outcome::Charged(Charged {
+            reference: reference.clone(),
+            amount: None,
+            currency: None,
+        });
+        async move {
+            let told = client
+                .settle_charge(&id, FencingToken(0), &key, &charged)
+                .await;
+            told.map(|_| ())
+        }
+    })?;
+    world.note(format_args!(
+        "the ledger is told of {} on {invoice}",
+        row.id
+    ));
     Ok(())
 }
 

@@ -57,7 +57,7 @@ pub fn run(world: &mut World) -> Result<()> {
     // Some seeds are hectic, some leave time between two faults.
     rough.pause_ms = 200 + world.chance.below(6_000);
     rough.go_on(world, lasts, |_| Ok(()))?;
-    rough.calm(world);
+    rough.calm(world)?;
     let all: Vec<u64> = world.hosts.keys().copied().collect();
     world.leader(&all)?;
     end(world)
@@ -126,7 +126,7 @@ impl Rough {
         let until = world.elapsed() + lasts;
         let mut next = world.elapsed();
         while world.elapsed() < until {
-            self.faults.cure_due(world);
+            self.faults.cure_due(world)?;
             self.submissions.by_now(world)?;
             also(world)?;
             if world.elapsed() >= next && !self.kinds.is_empty() {
@@ -157,13 +157,13 @@ impl Rough {
     }
 
     /// What nodes have sent arrives, and is heard.
-    pub fn let_arrive(&mut self, world: &mut World) {
-        self.faults.let_arrive(world);
+    pub fn let_arrive(&mut self, world: &mut World) -> Result<()> {
+        self.faults.let_arrive(world)
     }
 
     /// Every fault ends.
-    pub fn calm(&mut self, world: &mut World) {
-        self.faults.cure_all(world);
+    pub fn calm(&mut self, world: &mut World) -> Result<()> {
+        self.faults.cure_all(world)
     }
 }
 

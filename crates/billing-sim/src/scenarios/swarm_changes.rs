@@ -34,7 +34,7 @@ pub fn run(world: &mut World) -> Result<()> {
 fn some_time(world: &mut World, rough: &mut Rough, changes: &mut Changes) -> Result<()> {
     let lasts = world.chance.between_ms(15_000, 40_000);
     rough.go_on(world, lasts, |world| changes.go_on(world))?;
-    rough.calm(world);
+    rough.calm(world)?;
     changes.finish(world)
 }
 

@@ -50,15 +50,15 @@ pub fn run(world: &mut World) -> Result<()> {
         greatest = greatest.max(greatest_token(world));
         rough.nodes_are_lost(world);
         some_time(world, &mut rough, 0, 20_000)?;
-        rough.let_arrive(world);
+        rough.let_arrive(world)?;
         world.pass(ALL_ARRIVED)?;
         restore(world, &file, kept, u8::try_from(attempt)?)?;
         some_time(world, &mut rough, 1_000, 30_000)?;
-        rough.calm(world);
+        rough.calm(world)?;
         in_order(world, greatest, |world| rough.submit_again(world))?;
     }
     some_time(world, &mut rough, 15_000, 40_000)?;
-    rough.calm(world);
+    rough.calm(world)?;
     let all: Vec<u64> = world.hosts.keys().copied().collect();
     world.leader(&all)?;
     swarm::end(world)
@@ -77,7 +77,7 @@ fn back_up(world: &mut World, rough: &mut Rough) -> Result<Vec<u8>> {
     match job.try_recv() {
         Ok(file) => Ok(file),
         Err(oneshot::error::TryRecvError::Empty) => {
-            rough.calm(world);
+            rough.calm(world)?;
             done(world, "take a backup", job)
         }
         Err(error) => Err(error).context("a backup"),
