@@ -21,6 +21,8 @@ const RETRY: Duration = Duration::from_millis(200);
 const CHANGE_PATIENCE: Duration = Duration::from_secs(120);
 /// How long an invoice may take to end: the back-off of a doubt doubles.
 const ENDING_PATIENCE: Duration = Duration::from_secs(2 * 3_600);
+/// How long a try may take that fell due in the last moment.
+const REST_PATIENCE: Duration = Duration::from_secs(120);
 
 /// One of them; there must be one.
 pub fn pick<T: Copy>(world: &World, among: &[T]) -> Result<T> {
@@ -157,19 +159,35 @@ pub fn end_well(world: &mut World) -> Result<()> {
         caller.rest();
     }
     let deadline = world.elapsed() + ENDING_PATIENCE;
-    while world.elapsed() < deadline {
-        let waits =
-            |invoice: &String| waits_for_its_next_try(world.replay(), world.records(), invoice);
-        // What has not ended in time, the property names.
-        if world.open_invoices().iter().all(waits) {
-            break;
-        }
+    // What has not ended in time, the property names.
+    while world.elapsed() < deadline && !nothing_is_under_way(world) {
         world.pass(Duration::from_millis(500))?;
     }
     // What the callers began ends: calls, sessions, leases.
     world.pass(Duration::from_secs(12))?;
-    world.settled()?;
+    at_rest(world)?;
     world.judge()
+}
+
+/// Every invoice of the workers has ended, or waits for a time that is far away.
+pub fn nothing_is_under_way(world: &World) -> bool {
+    let open = world.open_invoices();
+    open.iter()
+        .all(|invoice| waits_for_its_next_try(world.replay(), world.records(), invoice))
+}
+
+/// Steps until all nodes have applied equally far, and in that moment no invoice is just being tried again.
+pub fn at_rest(world: &mut World) -> Result<()> {
+    let deadline = world.elapsed() + REST_PATIENCE;
+    loop {
+        world.settled()?;
+        world.look()?;
+        // What is never at rest, the property names.
+        if nothing_is_under_way(world) || world.elapsed() >= deadline {
+            return Ok(());
+        }
+        world.pass(Duration::from_millis(500))?;
+    }
 }
 
 /// Repeats a change of the membership until the members are as wanted, whatever becomes of an answer. Does not wait for it.

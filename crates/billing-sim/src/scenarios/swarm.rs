@@ -12,7 +12,7 @@ use billing_core::InvoiceId;
 use tokio::sync::oneshot;
 
 use super::queue::Queue;
-use super::steps::{done, until_done};
+use super::steps::{at_rest, done, nothing_is_under_way, until_done};
 use crate::chance::Chance;
 use crate::clock::EPOCH_S;
 use crate::faults::{Faults, Kind};
@@ -179,7 +179,7 @@ pub(super) fn end(world: &mut World) -> Result<()> {
     world.pass(left)?;
     // The next try of some may have begun meanwhile.
     ended(world)?;
-    world.settled()?;
+    at_rest(world)?;
     world.judge()
 }
 
@@ -281,16 +281,16 @@ fn ended(world: &mut World) -> Result<()> {
     let mut person_at = world.elapsed() + PERSON_EVERY;
     while world.elapsed() < deadline {
         world.pass(Duration::from_millis(500))?;
-        let open = world.open_invoices();
-        let waits =
-            |invoice: &String| waits_for_its_next_try(world.replay(), world.records(), invoice);
         if world.elapsed() >= person_at {
             person_at = world.elapsed() + PERSON_EVERY;
+            let waits =
+                |invoice: &String| waits_for_its_next_try(world.replay(), world.records(), invoice);
+            let open = world.open_invoices();
             for invoice in open.iter().filter(|invoice| !waits(invoice)) {
                 a_person_looks(world, invoice)?;
             }
         }
-        if open.iter().all(waits) {
+        if nothing_is_under_way(world) {
             return Ok(());
         }
     }
