@@ -1,5 +1,5 @@
-//! A node that does not hear the others, or is not heard by them, or two that do not reach each other while both reach the third:
-//! the leader among them, or not; clients reach everybody. Soon somebody leads whom a majority follows, leases are granted,
+//! A node that does not hear the others, or is not heard by them, or both, or two that do not reach each other while both reach
+//! the third: the leader among them, or not; clients reach everybody. Soon somebody leads whom a majority follows, leases are granted,
 //! ClusterTime goes on, and nobody calls elections for ever.
 
 use std::time::Duration;
@@ -31,6 +31,8 @@ pub fn setting(_: &Chance) -> Setting {
 enum Cut {
     Deaf,
     Mute,
+    /// From all other nodes, both ways.
+    Alone,
     /// From one other.
     Bridge,
 }
@@ -39,14 +41,14 @@ pub fn run(world: &mut World) -> Result<()> {
     world.bootstrapped()?;
     let all: Vec<u64> = world.hosts.keys().copied().collect();
     let leader = world.leader(&all)?;
-    let cut = pick(world, &[Cut::Deaf, Cut::Mute, Cut::Bridge])?;
+    let cut = pick(world, &[Cut::Deaf, Cut::Mute, Cut::Alone, Cut::Bridge])?;
     let followers = all_but(world, &[leader]);
     let node = match world.chance.below(2) {
         0 => leader,
         _ => pick(world, &followers)?,
     };
     let others = match cut {
-        Cut::Deaf | Cut::Mute => all_but(world, &[node]),
+        Cut::Deaf | Cut::Mute | Cut::Alone => all_but(world, &[node]),
         // Where it follows, the leader is in the middle.
         Cut::Bridge => vec![pick(world, &all_but(world, &[node, leader]))?],
     };
@@ -59,7 +61,7 @@ pub fn run(world: &mut World) -> Result<()> {
         match cut {
             Cut::Deaf => world.network().partition_oneway(other, name),
             Cut::Mute => world.network().partition_oneway(name, other),
-            Cut::Bridge => world.network().partition(name, other),
+            Cut::Alone | Cut::Bridge => world.network().partition(name, other),
         }
     }
     world.pass(SETTLES_WITHIN)?;
