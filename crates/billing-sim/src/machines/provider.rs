@@ -76,6 +76,16 @@ impl From<Value> for Books {
 }
 
 impl Books {
+    /// What moved money, with its invoice.
+    pub fn charges(&self) -> Vec<(String, Row)> {
+        let invoices = self.invoices().into_iter();
+        let charged = invoices.flat_map(|(invoice, rows)| {
+            let rows = rows.into_iter().filter(|row| row.succeeded);
+            rows.map(move |row| (invoice.clone(), row))
+        });
+        charged.collect()
+    }
+
     /// Every charge on the invoice, oldest first.
     pub fn of(&self, invoice: &str) -> Vec<Row> {
         let rows = self.0["invoices"][invoice].as_array();
