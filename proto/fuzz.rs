@@ -348,12 +348,12 @@ mod tests {
                 session_id: vec![1; 16],
                 expires_in_ms: 9_000,
             }),
-            open_attempt: Some(v1::ChargeAttempt {
+            open_attempt: Some(Box::new(v1::ChargeAttempt {
                 number: 1,
                 idempotency_key: "demo.1.inv-7".into(),
                 terms: Some(terms()),
                 ..Default::default()
-            }),
+            })),
         };
         let refused = crate::tests::every_rejection().expect("within bounds");
         let failed = |rejection| status::item_error(&Failure::Rejected(rejection));

@@ -78,7 +78,7 @@ impl LeaseService for Node {
         let open_attempt = doubtful.then(|| attempt(&request.invoice_id, v1::AttemptState::Open));
         Ok(Response::new(v1::AcquireLeaseResponse {
             lease: Some(lease),
-            open_attempt,
+            open_attempt: open_attempt.map(Box::new),
         }))
     }
 

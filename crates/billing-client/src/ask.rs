@@ -38,8 +38,9 @@ pub(crate) trait Ask: Clone + Send + Sync + 'static {
     ) -> impl Future<Output = Result<Response<Self::Answer>, Status>> + Send;
 }
 
+/// `Kind(*)`: its answer travels in a box.
 macro_rules! ask {
-    ($request:ident -> $answer:ident, $kind:ident, $client:ident.$call:ident $(, $manner:expr)?) => {
+    ($request:ident -> $answer:ident, $kind:ident $(($open:tt))?, $client:ident.$call:ident $(, $manner:expr)?) => {
         impl Ask for v1::$request {
             const METHOD: &'static str = stringify!($kind);
             type Answer = v1::$answer;
@@ -55,7 +56,7 @@ macro_rules! ask {
 
             fn unwrap(told: Told) -> Result<v1::$answer, Failure> {
                 match told {
-                    Told::$kind(answer) => Ok(answer),
+                    Told::$kind(answer) => Ok($($open)?answer),
                     Told::Error(error) => Err(error.into()),
                     _ => Err(missing("answer of its kind")), // Every other kind, and those to come.
                 }
@@ -82,12 +83,12 @@ ask!(AcquireLeasesRequest -> AcquireLeasesResponse, AcquireLeases, LeaseServiceC
 });
 ask!(ReleaseLeasesRequest -> ReleaseLeasesResponse, ReleaseLeases, LeaseServiceClient.release_leases);
 ask!(RenewLeasesRequest -> RenewLeasesResponse, RenewLeases, LeaseServiceClient.renew_leases);
-ask!(GetLeaseRequest -> GetLeaseResponse, GetLease, LeaseServiceClient.get_lease);
+ask!(GetLeaseRequest -> GetLeaseResponse, GetLease(*), LeaseServiceClient.get_lease);
 ask!(ClaimInvoicesRequest -> ClaimInvoicesResponse, ClaimInvoices, InvoiceServiceClient.claim_invoices);
-ask!(GetInvoiceRequest -> GetInvoiceResponse, GetInvoice, InvoiceServiceClient.get_invoice);
-ask!(BeginChargeRequest -> BeginChargeResponse, BeginCharge, ChargeServiceClient.begin_charge);
+ask!(GetInvoiceRequest -> GetInvoiceResponse, GetInvoice(*), InvoiceServiceClient.get_invoice);
+ask!(BeginChargeRequest -> BeginChargeResponse, BeginCharge(*), ChargeServiceClient.begin_charge);
 ask!(AttachProviderObjectRequest -> AttachProviderObjectResponse, AttachProviderObject, ChargeServiceClient.attach_provider_object);
-ask!(SettleChargeRequest -> SettleChargeResponse, SettleCharge, ChargeServiceClient.settle_charge);
+ask!(SettleChargeRequest -> SettleChargeResponse, SettleCharge(*), ChargeServiceClient.settle_charge);
 
 /// One beat. Where there is no Pipeline, on a short stream of its own, so that it follows the leader and repeats like every
 /// other call.

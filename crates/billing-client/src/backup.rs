@@ -22,7 +22,7 @@ impl Client {
         address: &str,
         patience: Duration,
     ) -> Result<v1::TakeSnapshotResponse, Failure> {
-        let mut client = ClusterServiceClient::new(self.inner.nodes.at(address).channel);
+        let mut client = ClusterServiceClient::new(self.inner.nodes.at(address).channel.clone());
         let taken = client.take_snapshot(v1::TakeSnapshotRequest {});
         match within(&*self.inner.env.clock, patience, taken).await {
             Some(Ok(response)) => Ok(response.into_inner()),

@@ -2,7 +2,7 @@
 //! outlives later attempts: a later refusal or failure never turns it into "nothing happened" unless the command is one
 //! whose repeat gets the same answer.
 
-use std::{future::Future, time::Duration};
+use std::{future::Future, sync::Arc, time::Duration};
 
 use billing_core::sabotaged;
 use billing_env::{BootTime, Clock, MonoTime};
@@ -110,7 +110,7 @@ impl Client {
     {
         let nodes = &self.inner.nodes;
         let pick = || nodes.pick();
-        let attempt = |node: Node, patience| {
+        let attempt = |node: Arc<Node>, patience| {
             let sent = send(node.channel.clone(), request.clone());
             async move { self.alone(what, &node, patience, sent).await }
         };
@@ -127,8 +127,9 @@ impl Client {
         let nodes = &self.inner.nodes;
         let pick = || nodes.pick_with_pipe();
         let request = &request;
-        let attempt =
-            |node: Node, patience| async move { self.together(&node, patience, request).await };
+        let attempt = |node: Arc<Node>, patience| async move {
+            self.together(&node, patience, request).await
+        };
         self.attempts(A::METHOD, repeat, budget, pick, attempt)
             .await
     }
@@ -213,8 +214,8 @@ impl Client {
         what: &'static str,
         repeat: Repeat,
         budget: Budget,
-        pick: impl Fn() -> Node,
-        attempt: impl Fn(Node, Duration) -> Sent,
+        pick: impl Fn() -> Arc<Node>,
+        attempt: impl Fn(Arc<Node>, Duration) -> Sent,
     ) -> Result<Answered<Resp>, Failure>
     where
         Sent: Future<Output = Attempt<Resp>>,
@@ -222,7 +223,7 @@ impl Client {
         let clock = &*self.inner.env.clock;
         let nodes = &self.inner.nodes;
         let begun_at = clock.monotonic();
-        let first_sent_at = clock.boottime();
+        let mut first_sent_at = None;
         let mut doubt: Option<Status> = None;
         let mut back_off = BackOff::default();
         let mut followed = false;
@@ -234,6 +235,7 @@ impl Client {
             };
             let node = pick();
             let sent_at = clock.boottime();
+            let first_sent_at = *first_sent_at.get_or_insert(sent_at);
             let Attempt {
                 result,
                 pointed_elsewhere,

@@ -34,7 +34,7 @@ impl Client {
 
     /// The view of the node at `address` (`host:port`) and no other, asked once and answered within one attempt's time.
     pub async fn status_of(&self, address: &str) -> Result<v1::GetStatusResponse, Failure> {
-        let channel = self.inner.nodes.at(address).channel;
+        let channel = self.inner.nodes.at(address).channel.clone();
         let attempt = self.inner.attempt;
         let mut client = ClusterServiceClient::new(channel);
         match within(

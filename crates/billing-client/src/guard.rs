@@ -32,7 +32,7 @@ pub struct LeaseGuard {
     owner: Owner,
     lease: v1::Lease,
     session_id: SessionId,
-    open_attempt: Option<v1::ChargeAttempt>,
+    open_attempt: Option<Box<v1::ChargeAttempt>>,
     /// The lease's own deadline, if it has one, and its own end.
     own: Life,
     /// The cluster may still hold it for us.
@@ -186,7 +186,7 @@ impl LeaseGuard {
     /// Set: a charge was in doubt when the lease was granted. BeginCharge continues it.
     #[must_use]
     pub fn open_attempt(&self) -> Option<&v1::ChargeAttempt> {
-        self.open_attempt.as_ref()
+        self.open_attempt.as_deref()
     }
 
     /// Until when it is ours without another word from the cluster: the lease's own deadline or its session's, on

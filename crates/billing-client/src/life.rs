@@ -9,7 +9,7 @@ use std::{
 use billing_core::Rejection;
 use billing_env::{BootTime, Clock};
 use billing_proto::Failure;
-use tokio::sync::watch;
+use tokio::sync::Notify;
 use tonic::Status;
 
 /// Sleeps are counted by a clock that stands still in suspend: look at the other one at least this often.
@@ -64,7 +64,7 @@ pub(crate) struct Life {
     clock: Arc<dyn Clock>,
     trust: Trust,
     state: Mutex<State>,
-    changed: watch::Sender<()>,
+    changed: Notify,
 }
 
 struct State {
@@ -84,7 +84,7 @@ impl Life {
             clock,
             trust,
             state,
-            changed: watch::Sender::new(()),
+            changed: Notify::new(),
         }
     }
 
@@ -98,7 +98,7 @@ impl Life {
             clock,
             trust,
             state,
-            changed: watch::Sender::new(()),
+            changed: Notify::new(),
         }
     }
 
@@ -114,7 +114,7 @@ impl Life {
             state.valid_until = valid_until;
         }
         drop(state);
-        self.changed.send_replace(());
+        self.changed.notify_waiters();
         true
     }
 
@@ -124,7 +124,7 @@ impl Life {
         let mut state = self.state();
         state.valid_until = state.valid_until.min(sent_at + self.trust.usable(ttl));
         drop(state);
-        self.changed.send_replace(());
+        self.changed.notify_waiters();
     }
 
     /// Sets the deadline to `sent_at` + usable TTL, later or earlier: the cluster counts by this TTL from now on.
@@ -136,7 +136,7 @@ impl Life {
         }
         state.valid_until = sent_at + self.trust.usable(ttl);
         drop(state);
-        self.changed.send_replace(());
+        self.changed.notify_waiters();
         true
     }
 
@@ -147,7 +147,7 @@ impl Life {
             state.loss = Some(loss);
         }
         drop(state);
-        self.changed.send_replace(());
+        self.changed.notify_waiters();
     }
 
     pub fn valid_until(&self) -> BootTime {
@@ -160,7 +160,10 @@ impl Life {
     }
 
     fn loss_in(&self, state: &mut State) -> Option<Loss> {
-        if state.loss.is_none() && self.clock.boottime() >= state.valid_until {
+        if state.loss.is_none()
+            && state.valid_until != NEVER
+            && self.clock.boottime() >= state.valid_until
+        {
             state.loss = Some(Loss::Expired);
         }
         state.loss.clone()
@@ -177,8 +180,9 @@ impl Life {
 
     /// Completes when it is lost.
     pub async fn lost(&self) -> Loss {
-        let mut changed = self.changed.subscribe();
         loop {
+            // Hears of every change from here on.
+            let changed = self.changed.notified();
             if let Some(loss) = self.loss() {
                 return loss;
             }
@@ -190,8 +194,7 @@ impl Life {
             };
             tokio::select! {
                 biased;
-                // Fails only without a sender, and `self` holds it.
-                _ = changed.changed() => {}
+                () = changed => {}
                 () = look => {}
             }
         }
@@ -216,6 +219,7 @@ impl std::fmt::Debug for Life {
 mod tests {
     use billing_env::{BoxFuture, MonoTime};
     use futures::FutureExt;
+    use tokio::sync::watch;
 
     use super::*;
 

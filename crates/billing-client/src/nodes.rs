@@ -109,18 +109,40 @@ struct Kept {
 
 /// One connection.
 struct Lane {
-    channel: Channel,
-    /// Opened when first used, and anew after it ended.
-    pipe: Option<Pipe>,
+    /// What is asked alone goes here.
+    plain: Arc<Node>,
+    /// The same with its Pipeline: opened when first used, and anew after it ended.
+    piped: Option<Arc<Node>>,
+}
+
+impl Lane {
+    fn piped(&mut self) -> Arc<Node> {
+        let going = self.piped.take().filter(|node| node.is_going());
+        let node = going.unwrap_or_else(|| {
+            Arc::new(Node {
+                address: self.plain.address.clone(),
+                channel: self.plain.channel.clone(),
+                pipe: Some(Pipe::open(self.plain.channel.clone())),
+                generation: self.plain.generation,
+            })
+        });
+        self.piped = Some(node.clone());
+        node
+    }
 }
 
 /// Where one attempt goes.
-#[derive(Clone)]
 pub(crate) struct Node {
     pub address: Arc<str>,
     pub channel: Channel,
     pub pipe: Option<Pipe>,
     generation: u64,
+}
+
+impl Node {
+    fn is_going(&self) -> bool {
+        self.pipe.as_ref().is_some_and(|pipe| !pipe.has_ended())
+    }
 }
 
 impl Nodes {
@@ -157,34 +179,36 @@ impl Nodes {
     }
 
     /// The node for the next attempt.
-    pub fn pick(&self) -> Node {
+    pub fn pick(&self) -> Arc<Node> {
         self.next(false)
     }
 
     /// The same, with its Pipeline where it has one.
-    pub fn pick_with_pipe(&self) -> Node {
+    pub fn pick_with_pipe(&self) -> Arc<Node> {
         self.next(self.lanes.piped)
     }
 
-    fn next(&self, piped: bool) -> Node {
-        let now = self.clock.monotonic();
+    fn next(&self, piped: bool) -> Arc<Node> {
         let mut state = self.state();
-        state
-            .shunned
-            .retain(|_, shunned| now < shunned.forgotten_at());
+        if !state.shunned.is_empty() {
+            let now = self.clock.monotonic();
+            state
+                .shunned
+                .retain(|_, shunned| now < shunned.forgotten_at());
+        }
         let address = match &state.leader {
             Some(leader) => leader.clone(),
-            None => state.in_turn(now),
+            None => state.in_turn(self.clock.monotonic()),
         };
         self.node(&mut state, address, piped)
     }
 
     /// That node and no other.
-    pub fn at(&self, address: &str) -> Node {
+    pub fn at(&self, address: &str) -> Arc<Node> {
         self.node(&mut self.state(), Arc::from(address), false)
     }
 
-    fn node(&self, state: &mut State, address: Arc<str>, piped: bool) -> Node {
+    fn node(&self, state: &mut State, address: Arc<str>, piped: bool) -> Arc<Node> {
         if state.channels.len() >= ADDRESSES_MAX && !state.channels.contains_key(&address) {
             let State {
                 channels,
@@ -194,11 +218,16 @@ impl Nodes {
             channels.retain(|kept, _| configured.contains(kept));
         }
         let generations = &mut state.generations;
-        let kept = state.channels.entry(address.clone()).or_insert_with(|| {
+        let kept = state.channels.entry(address).or_insert_with_key(|address| {
             *generations += 1;
             let lane = || Lane {
-                channel: self.channel(&address),
-                pipe: None,
+                plain: Arc::new(Node {
+                    address: address.clone(),
+                    channel: self.channel(address),
+                    pipe: None,
+                    generation: *generations,
+                }),
+                piped: None,
             };
             Kept {
                 lanes: (0..self.lanes.count).map(|_| lane()).collect(),
@@ -209,17 +238,10 @@ impl Nodes {
         });
         kept.turn = (kept.turn + 1) % kept.lanes.len();
         let lane = &mut kept.lanes[kept.turn];
-        let pipe = (piped && kept.piped).then(|| {
-            let going = lane.pipe.take().filter(|pipe| !pipe.has_ended());
-            let pipe = going.unwrap_or_else(|| Pipe::open(lane.channel.clone()));
-            lane.pipe = Some(pipe.clone());
-            pipe
-        });
-        Node {
-            address,
-            channel: lane.channel.clone(),
-            pipe,
-            generation: kept.generation,
+        if piped && kept.piped {
+            lane.piped()
+        } else {
+            lane.plain.clone()
         }
     }
 
@@ -230,7 +252,7 @@ impl Nodes {
             && kept.generation == node.generation
         {
             kept.piped = false;
-            kept.lanes.iter_mut().for_each(|lane| lane.pipe = None);
+            kept.lanes.iter_mut().for_each(|lane| lane.piped = None);
         }
     }
 

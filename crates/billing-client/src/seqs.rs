@@ -51,26 +51,34 @@ impl Seqs {
     /// as a session may have open.
     pub async fn issue(&self, count: u64) -> Issued {
         debug_assert!((1..=SPAN_MAX).contains(&count), "{count} fit into the span");
+        if let Some(issued) = self.issued(count) {
+            return issued;
+        }
         loop {
             let freed = self.freed.notified();
             tokio::pin!(freed);
             // Enabled before the look, so that a number freed in between is not missed.
             freed.as_mut().enable();
-            {
-                let mut state = self.state();
-                if state.next - state.done_below() + count <= SPAN_MAX {
-                    let seq = state.next;
-                    let next = seq + count;
-                    state.next = next;
-                    state.open.extend(seq..next);
-                    return Issued {
-                        seq,
-                        done_below: state.done_below(),
-                    };
-                }
+            if let Some(issued) = self.issued(count) {
+                return issued;
             }
             freed.await;
         }
+    }
+
+    /// None: that would be too far ahead of the oldest open one.
+    fn issued(&self, count: u64) -> Option<Issued> {
+        let mut state = self.state();
+        if state.next - state.done_below() + count > SPAN_MAX {
+            return None;
+        }
+        let seq = state.next;
+        state.next += count;
+        state.open.extend(seq..seq + count);
+        Some(Issued {
+            seq,
+            done_below: state.done_below(),
+        })
     }
 
     /// Its answer has arrived, or it is withdrawn.

@@ -192,13 +192,13 @@ impl Session {
     ) -> Result<LeaseGuard, Failure> {
         let shared = self.shared();
         let clock = &shared.client.inner.env.clock;
-        let begun_at = clock.monotonic();
+        let begun_at = (!options.wait.is_zero()).then(|| clock.monotonic());
         let mut reissues = 0;
         loop {
             let ticket = self.ticket().await?;
-            let wait = options
-                .wait
-                .saturating_sub(clock.monotonic().since(begun_at));
+            let waited =
+                begun_at.map_or(Duration::ZERO, |begun_at| clock.monotonic().since(begun_at));
+            let wait = options.wait.saturating_sub(waited);
             let request = v1::AcquireLeaseRequest {
                 invoice_id: invoice_id.to_owned(),
                 ttl_ms: options.ttl.map_or(0, ms),
@@ -313,7 +313,7 @@ impl Session {
                     for claimed in answered.value.claimed {
                         let granted = v1::AcquireLeaseResponse {
                             lease: claimed.lease,
-                            open_attempt: claimed.open_attempt,
+                            open_attempt: claimed.open_attempt.map(Box::new),
                         };
                         let owner = Owner::Session(self.clone());
                         // An answer that cannot be read withdraws the whole claim: the ticket is still open.

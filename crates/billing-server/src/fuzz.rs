@@ -207,7 +207,7 @@ mod tests {
         let payloads = [
             EntryPayload::Blank,
             EntryPayload::Membership(membership()),
-            EntryPayload::Normal(Proposal(batch.into())),
+            EntryPayload::Normal(Proposal::new(batch)),
         ];
         let numbered = payloads.into_iter().zip(1..);
         numbered
@@ -350,7 +350,7 @@ mod tests {
                 };
                 let entry = Entry {
                     log_id: log_id(index),
-                    payload: EntryPayload::Normal(Proposal(batch.into())),
+                    payload: EntryPayload::Normal(Proposal::new(batch)),
                 };
                 let read: Entry =
                     codec::decode("it", &packed(&entry)).expect("it was just written");

@@ -241,8 +241,9 @@ impl Ledger {
             }
         }
         self.turn.actor = self.turn.ledger_actor.clone();
-        // Every position was filled by one of the two loops.
-        let results = results.into_iter().flatten().collect();
+        let results = results.into_iter();
+        let results = results.map(|result| result.expect("one of the two loops filled it"));
+        let results = results.collect();
         self.finish(time_before);
         Applied {
             results,

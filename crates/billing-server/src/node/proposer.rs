@@ -21,7 +21,7 @@ use super::bounds::{
     SESSION_BYTES_FIRST_MAX, SESSION_COMMANDS_FIRST_MAX,
 };
 use super::error::CallError;
-use crate::raft::types::{Batch, LeaderId, Proposal};
+use crate::raft::types::{Batch, BatchBytes, LeaderId, Proposal};
 
 /// The ledger's word on one command, or why there is none.
 pub type Answer = Result<Result<Reply, Rejection>, CallError>;
@@ -30,12 +30,17 @@ const QUEUED: u8 = 0;
 const HANDED_OVER: u8 = 1;
 const WITHDRAWN: u8 = 2;
 
+/// What an acquire or a release takes, with room to spare: a guess that saves growing.
+const COMMAND_BYTES_USUAL: usize = 128;
+/// Turns of the scheduler for which a batch stays open at most, some microseconds each.
+const GATHER_TURNS_MAX: usize = 8;
+
 /// One command on its way.
 pub(crate) struct Ask {
     pub actor: Actor,
     pub command: Command,
-    /// Encoded, as it counts towards a batch.
-    bytes: usize,
+    /// The two of them as they travel and lie in the log: made once, for the leader's log and for every follower.
+    pub encoded: Vec<u8>,
     progress: Arc<AtomicU8>,
     reply: oneshot::Sender<Answer>,
 }
@@ -113,8 +118,8 @@ pub(crate) async fn answers(
 /// acquire storm, and keeps its own order.
 #[derive(Clone)]
 pub(crate) struct Queue {
-    sessions: mpsc::Sender<Ask>,
-    others: mpsc::Sender<Ask>,
+    sessions: mpsc::Sender<Box<Ask>>,
+    others: mpsc::Sender<Box<Ask>>,
 }
 
 pub(crate) fn queue() -> (Queue, Gather) {
@@ -130,16 +135,16 @@ pub(crate) fn queue() -> (Queue, Gather) {
 
 impl Queue {
     pub fn ask(&self, actor: Actor, command: Command) -> Result<Asked, CallError> {
-        let bytes = size_of(&actor, &command)?;
+        let encoded = encoded(&actor, &command)?;
         let (reply, answer) = oneshot::channel();
         let progress = Arc::new(AtomicU8::new(QUEUED));
-        self.put(Ask {
+        self.put(Box::new(Ask {
             actor,
             command,
-            bytes,
+            encoded,
             progress: progress.clone(),
             reply,
-        })?;
+        }))?;
         Ok(Asked {
             progress,
             reply: answer,
@@ -147,7 +152,7 @@ impl Queue {
     }
 
     /// Puts a command there that came from another queue.
-    pub fn put(&self, ask: Ask) -> Result<(), CallError> {
+    pub fn put(&self, ask: Box<Ask>) -> Result<(), CallError> {
         let lane = match ask.command {
             Command::OpenSession(_) | Command::KeepAlive(_) | Command::CloseSession(_) => {
                 &self.sessions
@@ -161,16 +166,18 @@ impl Queue {
     }
 }
 
-fn size_of(actor: &Actor, command: &Command) -> Result<usize, CallError> {
-    let size = postcard::experimental::serialized_size(&(actor, command)).map_err(|error| {
+fn encoded(actor: &Actor, command: &Command) -> Result<Vec<u8>, CallError> {
+    let bytes = Vec::with_capacity(COMMAND_BYTES_USUAL);
+    let bytes = postcard::to_extend(&(actor, command), bytes).map_err(|error| {
         CallError::not_applied(format!("the command cannot be encoded: {error}"))
     })?;
-    if size > BATCH_BYTES_MAX {
+    if bytes.len() > BATCH_BYTES_MAX {
         return Err(CallError::not_applied(format!(
-            "the command has {size} bytes, the bound is {BATCH_BYTES_MAX}"
+            "the command has {} bytes, the bound is {BATCH_BYTES_MAX}",
+            bytes.len()
         )));
     }
-    Ok(size)
+    Ok(bytes)
 }
 
 /// What a lane has of one batch.
@@ -189,16 +196,16 @@ impl Share {
 
 /// Takes batches from a queue.
 pub(crate) struct Gather {
-    sessions: mpsc::Receiver<Ask>,
-    others: mpsc::Receiver<Ask>,
+    sessions: mpsc::Receiver<Box<Ask>>,
+    others: mpsc::Receiver<Box<Ask>>,
     /// The one that did not fit into the last batch; first in the next.
-    carried: Option<Ask>,
+    carried: Option<Box<Ask>>,
 }
 
 impl Gather {
     /// Waits for a command, then takes what else is there and fits: sessions first, but never only them while others wait.
     /// `None` when every sender is gone and all was taken.
-    pub async fn next(&mut self) -> Option<Vec<Ask>> {
+    pub async fn next(&mut self) -> Option<Vec<Box<Ask>>> {
         loop {
             if self.carried.is_none() {
                 let first = tokio::select! {
@@ -209,22 +216,21 @@ impl Gather {
                 };
                 // Kept here while others have their turn: this future may be dropped meanwhile.
                 self.carried = Some(first);
-                // Once round the tasks that can run: they hold what arrived on other connections at the same time, and an
-                // entry costs far more than a command. Nothing is waited for.
-                tokio::task::yield_now().await;
+                self.company().await;
             }
             let mut bytes = 0;
-            let mut batch = Vec::new();
+            let mut batch = Vec::with_capacity(self.queued().min(BATCH_COMMANDS_MAX) + 1);
             let mut next = self.carried.take();
             let mut sessions = Share::default();
             while let Some(ask) = next {
-                if batch.len() == BATCH_COMMANDS_MAX || bytes + ask.bytes > BATCH_BYTES_MAX {
+                if batch.len() == BATCH_COMMANDS_MAX || bytes + ask.encoded.len() > BATCH_BYTES_MAX
+                {
                     self.carried = Some(ask);
                     break;
                 }
                 // Those who gave up meanwhile were told that nothing happened.
                 if ask.hand_over() {
-                    bytes += ask.bytes;
+                    bytes += ask.encoded.len();
                     batch.push(ask);
                 }
                 next = self.take_next(&mut sessions);
@@ -235,13 +241,36 @@ impl Gather {
         }
     }
 
+    /// Goes round the tasks that can run: they hold what arrived on other connections at the same time, and an entry costs far
+    /// more than a command. Nothing is waited for: it ends when a turn brought nothing, or two in a row once others came,
+    /// since callers whose answers left together ask again together.
+    async fn company(&self) {
+        let (mut queued, mut patience) = (0, 1);
+        for _ in 0..GATHER_TURNS_MAX {
+            tokio::task::yield_now().await;
+            let before = std::mem::replace(&mut queued, self.queued());
+            if queued > before {
+                patience = 2;
+            } else {
+                patience -= 1;
+            }
+            if patience == 0 || queued >= BATCH_COMMANDS_MAX {
+                return;
+            }
+        }
+    }
+
+    fn queued(&self) -> usize {
+        self.sessions.len() + self.others.len()
+    }
+
     /// What is there now. `sessions` is what was taken from their lane before the others got their turn.
-    fn take_next(&mut self, sessions: &mut Share) -> Option<Ask> {
+    fn take_next(&mut self, sessions: &mut Share) -> Option<Box<Ask>> {
         if sessions.has_room()
             && let Ok(ask) = self.sessions.try_recv()
         {
             sessions.commands += 1;
-            sessions.bytes += ask.bytes;
+            sessions.bytes += ask.encoded.len();
             return Some(ask);
         }
         let ask = self.others.try_recv().or_else(|_| self.sessions.try_recv());
@@ -254,7 +283,7 @@ impl Gather {
     }
 }
 
-pub(crate) fn refuse(batch: Vec<Ask>, error: &CallError) {
+pub(crate) fn refuse(batch: Vec<Box<Ask>>, error: &CallError) {
     for ask in batch {
         ask.answer(Err(error.clone()));
     }
@@ -295,9 +324,12 @@ pub(crate) async fn run(node: Arc<Inner>, mut gather: Gather) {
         if batch.is_empty() {
             continue;
         }
+        let mut encoded = BatchBytes::of(batch.len());
         let mut commands = Vec::with_capacity(batch.len());
         let mut replies = Vec::with_capacity(batch.len());
         for ask in batch {
+            let ask = *ask;
+            encoded.push(&ask.encoded);
             commands.push((ask.actor, ask.command));
             replies.push(ask.reply);
         }
@@ -306,7 +338,7 @@ pub(crate) async fn run(node: Arc<Inner>, mut gather: Gather) {
             answer_all(replies, &CallError::not_applied("leadership moved"));
             continue;
         };
-        let proposal = Proposal(Arc::new(Batch { stamp, commands }));
+        let proposal = Proposal::encoded(Batch { stamp, commands }, &encoded);
         let (responder, outcome) = ProgressResponder::complete_only();
         let written = node
             .raft
@@ -344,7 +376,7 @@ pub(crate) async fn run(node: Arc<Inner>, mut gather: Gather) {
 
 /// Between the election of the first leader and the first command of a ledger that is new, or was put back, only that command
 /// may pass: to a client the ledger would say "not bootstrapped" for good, while it is a matter of milliseconds.
-fn only_founding(node: &Inner, batch: Vec<Ask>) -> Vec<Ask> {
+fn only_founding(node: &Inner, batch: Vec<Box<Ask>>) -> Vec<Box<Ask>> {
     let why = {
         let ledger = &node.replica.state().ledger;
         match ledger.ledger_id() {
@@ -365,7 +397,7 @@ fn only_founding(node: &Inner, batch: Vec<Ask>) -> Vec<Ask> {
 
 /// A ledger is restored once. A second leader may have asked for it before it knew that the first one's command went through,
 /// and by now there are sessions that it would end.
-fn without_restore(batch: Vec<Ask>) -> Vec<Ask> {
+fn without_restore(batch: Vec<Box<Ask>>) -> Vec<Box<Ask>> {
     let (late, batch): (Vec<_>, Vec<_>) = batch
         .into_iter()
         .partition(|ask| matches!(ask.command, Command::Restore(_)));
@@ -466,7 +498,7 @@ mod tests {
     async fn a_batch_is_closed_at_its_bytes() -> Result<(), Box<dyn std::error::Error>> {
         let (queue, mut gather) = queue();
         let command = force_release(1_000)?;
-        let each = size_of(&Actor::ledger(), &command)?;
+        let each = encoded(&Actor::ledger(), &command)?.len();
         let asked = (0..100)
             .map(|_| queue.ask(Actor::ledger(), command.clone()))
             .collect::<Result<Vec<_>, _>>()?;
@@ -530,7 +562,7 @@ mod tests {
                 ttl: billing_core::TtlMs::MAX,
             }))
         };
-        let each = size_of(&Actor::ledger(), &open_session(0)?)?;
+        let each = encoded(&Actor::ledger(), &open_session(0)?)?.len();
         assert!(
             each * SESSION_COMMANDS_FIRST_MAX > BATCH_BYTES_MAX,
             "their number alone would let them fill a batch"

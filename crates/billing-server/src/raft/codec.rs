@@ -4,9 +4,9 @@
 use bytes::Bytes;
 use serde::{Serialize, de::DeserializeOwned};
 
-/// Version 3: entries, votes, log ids, snapshot headers and peer messages as of the first release; 1 and 2 were never released.
+/// Version 4: entries, votes, log ids, snapshot headers and peer messages as of the first release; 1 to 3 were never released.
 /// Raise it with every change that an older binary would misread, and keep reading the older ones.
-pub const FORMAT: u8 = 3;
+pub const FORMAT: u8 = 4;
 
 #[derive(Debug, Clone, thiserror::Error, PartialEq, Eq)]
 pub enum CodecError {

@@ -122,7 +122,7 @@ impl StateMachine {
                     Vec::new()
                 }
                 EntryPayload::Normal(proposal) => {
-                    let batch = &proposal.0;
+                    let batch = proposal.batch();
                     #[cfg(feature = "sabotage")]
                     billing_core::sabotage::replica_is(self.replica.clock.node);
                     let applied = state.ledger.apply(batch.stamp, &batch.commands);

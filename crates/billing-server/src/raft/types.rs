@@ -4,7 +4,8 @@ use std::fmt;
 use std::sync::Arc;
 
 use billing_core::{Actor, Command, Rejection, Reply, Stamp};
-use serde::{Deserialize, Serialize};
+use serde::de::Visitor;
+use serde::{Deserialize, Deserializer, Serialize, Serializer};
 
 use super::runtime::Runtime;
 
@@ -24,13 +25,90 @@ pub struct Batch {
     pub commands: Vec<(Actor, Command)>,
 }
 
-/// One Raft entry's payload. Shared, since the log, the replication to each follower and apply all hold it at once.
-#[derive(Debug, Clone, PartialEq, Serialize, Deserialize)]
-pub struct Proposal(pub Arc<Batch>);
+/// The commands of a batch one behind the other, each as postcard writes `(Actor, Command)`.
+pub struct BatchBytes(Vec<u8>);
+
+impl BatchBytes {
+    /// For so many commands: a sequence in postcard is its length and then its items.
+    pub fn of(commands: usize) -> BatchBytes {
+        BatchBytes(postcard_of(&commands))
+    }
+
+    pub fn push(&mut self, command: &[u8]) {
+        self.0.extend_from_slice(command);
+    }
+}
+
+fn postcard_of<T: Serialize>(value: &T) -> Vec<u8> {
+    // Fails only for a sequence of unknown length, and there is none in here.
+    postcard::to_allocvec(value).expect("a batch is encoded into memory")
+}
+
+/// One Raft entry's payload. Shared, since the log, the replication to each follower and apply all hold it at once; and with its
+/// bytes, since each of them but the last writes the same ones: they are made once on the leader, and never on a follower.
+#[derive(Clone, PartialEq)]
+pub struct Proposal(Arc<(Batch, Vec<u8>)>);
+
+impl Proposal {
+    pub fn new(batch: Batch) -> Proposal {
+        let bytes = postcard_of(&batch);
+        Proposal(Arc::new((batch, bytes)))
+    }
+
+    /// As `new` makes it, from commands whose bytes are there already.
+    pub fn encoded(batch: Batch, commands: &BatchBytes) -> Proposal {
+        let mut bytes = postcard_of(&batch.stamp);
+        bytes.extend_from_slice(&commands.0);
+        debug_assert_eq!(bytes, postcard_of(&batch), "the bytes are this batch's");
+        Proposal(Arc::new((batch, bytes)))
+    }
+
+    pub fn batch(&self) -> &Batch {
+        &self.0.0
+    }
+}
+
+impl fmt::Debug for Proposal {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.batch().fmt(f)
+    }
+}
 
 impl fmt::Display for Proposal {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "batch of {} commands", self.0.commands.len())
+        write!(f, "batch of {} commands", self.batch().commands.len())
+    }
+}
+
+impl Serialize for Proposal {
+    fn serialize<S: Serializer>(&self, to: S) -> Result<S::Ok, S::Error> {
+        to.serialize_bytes(&self.0.1)
+    }
+}
+
+impl<'de> Deserialize<'de> for Proposal {
+    fn deserialize<D: Deserializer<'de>>(from: D) -> Result<Self, D::Error> {
+        struct Bytes;
+
+        impl Visitor<'_> for Bytes {
+            type Value = Proposal;
+
+            fn expecting(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                f.write_str("the bytes of a batch")
+            }
+
+            fn visit_bytes<E: serde::de::Error>(self, bytes: &[u8]) -> Result<Proposal, E> {
+                match postcard::take_from_bytes(bytes).map_err(E::custom)? {
+                    (batch, []) => Ok(Proposal(Arc::new((batch, bytes.to_vec())))),
+                    (_, rest) => Err(E::custom(format_args!(
+                        "{} bytes are left over behind a batch",
+                        rest.len()
+                    ))),
+                }
+            }
+        }
+
+        from.deserialize_bytes(Bytes)
     }
 }
 

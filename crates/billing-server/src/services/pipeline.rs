@@ -138,11 +138,15 @@ impl Show {
             Show::ReleaseLease => shown::<v1::ReleaseLeaseRequest>(reply, Told::ReleaseLease),
             Show::RenewLease => shown::<v1::RenewLeaseRequest>(reply, Told::RenewLease),
             Show::ClaimInvoices => shown::<v1::ClaimInvoicesRequest>(reply, Told::ClaimInvoices),
-            Show::BeginCharge => shown::<v1::BeginChargeRequest>(reply, Told::BeginCharge),
+            Show::BeginCharge => {
+                shown::<v1::BeginChargeRequest>(reply, |it| Told::BeginCharge(Box::new(it)))
+            }
             Show::AttachProviderObject => {
                 shown::<v1::AttachProviderObjectRequest>(reply, Told::AttachProviderObject)
             }
-            Show::SettleCharge => shown::<v1::SettleChargeRequest>(reply, Told::SettleCharge),
+            Show::SettleCharge => {
+                shown::<v1::SettleChargeRequest>(reply, |it| Told::SettleCharge(Box::new(it)))
+            }
         }
     }
 
@@ -320,15 +324,15 @@ impl Pipeline {
             Wanted::GetLease(request) => {
                 let door = self.door.clone();
                 self.other(tag, 1, false, async move {
-                    lease::get_lease(&door, request).await.map(Told::GetLease)
+                    let lease = lease::get_lease(&door, request).await?;
+                    Ok(Told::GetLease(Box::new(lease)))
                 });
             }
             Wanted::GetInvoice(request) => {
                 let door = self.door.clone();
                 self.other(tag, 1, false, async move {
-                    invoice::get_invoice(&door, request)
-                        .await
-                        .map(Told::GetInvoice)
+                    let invoice = invoice::get_invoice(&door, request).await?;
+                    Ok(Told::GetInvoice(Box::new(invoice)))
                 });
             }
             // Taken above, since it has no answer.

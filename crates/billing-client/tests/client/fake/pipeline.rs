@@ -123,7 +123,7 @@ async fn answer(node: &Node, wanted: Wanted) -> Outcome {
         }
         Wanted::GetLease(request) => {
             let answer = node.get_lease(Request::new(request)).await;
-            told(answer, Told::GetLease)
+            told(answer, |it| Told::GetLease(Box::new(it)))
         }
         Wanted::ClaimInvoices(request) => {
             let answer = node.claim_invoices(Request::new(request)).await;
@@ -131,11 +131,11 @@ async fn answer(node: &Node, wanted: Wanted) -> Outcome {
         }
         Wanted::GetInvoice(request) => {
             let answer = node.get_invoice(Request::new(request)).await;
-            told(answer, Told::GetInvoice)
+            told(answer, |it| Told::GetInvoice(Box::new(it)))
         }
         Wanted::BeginCharge(request) => {
             let answer = node.begin_charge(Request::new(request)).await;
-            told(answer, Told::BeginCharge)
+            told(answer, |it| Told::BeginCharge(Box::new(it)))
         }
         Wanted::AttachProviderObject(request) => {
             let answer = node.attach_provider_object(Request::new(request)).await;
@@ -143,7 +143,7 @@ async fn answer(node: &Node, wanted: Wanted) -> Outcome {
         }
         Wanted::SettleCharge(request) => {
             let answer = node.settle_charge(Request::new(request)).await;
-            told(answer, Told::SettleCharge)
+            told(answer, |it| Told::SettleCharge(Box::new(it)))
         }
         Wanted::Cancel(_) => Err(Status::internal("has no answer")),
     }
