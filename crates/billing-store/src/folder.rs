@@ -50,10 +50,16 @@ pub(crate) fn sync_folder(path: &Path) -> Result<(), StoreError> {
         .map_err(io("syncing", path))
 }
 
+/// What the kernel keeps of a file in memory is kept in pieces as large as it was written in, up to megabytes, and each small
+/// write into such a piece, and each sync, looks through all of it.
+const PAGE_BYTES: usize = 4 * 1024;
+
 /// The file's contents are durable; its entry in the folder is not before the folder is synced.
 pub(crate) fn write_durably(path: &Path, contents: &[u8]) -> Result<(), StoreError> {
     let mut file = File::create(path).map_err(io("creating", path))?;
-    file.write_all(contents).map_err(io("writing", path))?;
+    for page in contents.chunks(PAGE_BYTES) {
+        file.write_all(page).map_err(io("writing", path))?;
+    }
     file.sync_all().map_err(io("syncing", path))
 }
 

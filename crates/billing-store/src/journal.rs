@@ -325,6 +325,8 @@ impl Journal {
             }
             Err(error) => return Err(StoreError::io("opening", path, error)),
         };
+        // So that it is read page by page; see `folder::write_durably`. Advice only: the file is read and written all the same.
+        let _ = rustix::fs::fadvise(&file, 0, None, rustix::fs::Advice::Random);
         let bytes = file.metadata().map_err(io("reading"))?.len();
         if bytes <= RECORDS_AT {
             return Err(StoreError::damaged(where_, "the file is cut short"));

@@ -297,23 +297,28 @@ impl Ledger {
         if let Some(own) = own {
             self.index.count_ttl(own.ttl);
         }
-        if !self.invoices.contains(id) {
-            self.insert_invoice(Invoice::new(id.clone()));
-        }
-        if let Some(invoice) = self.invoice_mut(id) {
-            assert!(
-                invoice.lease.is_none() && invoice.phase == Phase::Ready,
-                "granted what was not free: {id}"
-            );
-            assert!(token > invoice.token_last, "tokens only grow");
-            invoice.token_last = token;
-            invoice.lease = Some(Lease {
-                token,
-                session: session_id,
-                granted_at: now,
-                granted_wall: wall,
-                own,
-            });
+        let lease = Lease {
+            token,
+            session: session_id,
+            granted_at: now,
+            granted_wall: wall,
+            own,
+        };
+        match self.invoice_mut(id) {
+            Some(invoice) => {
+                assert!(
+                    invoice.lease.is_none() && invoice.phase == Phase::Ready,
+                    "granted what was not free: {id}"
+                );
+                assert!(token > invoice.token_last, "tokens only grow");
+                invoice.token_last = token;
+                invoice.lease = Some(lease);
+            }
+            None => self.insert_invoice(Invoice {
+                token_last: token,
+                lease: Some(lease),
+                ..Invoice::new(id.clone())
+            }),
         }
         self.scalars.token_last = token;
         self.note(

@@ -408,12 +408,17 @@ impl Ledger {
         self.index.list(id, &wanted, Some(&listed));
     }
 
-    /// Puts a new record into the table.
-    fn insert_invoice(&mut self, invoice: Invoice) {
-        let id = invoice.id.clone();
+    /// Puts a new record into the table, listed where it belongs; it is hashed when the apply ends.
+    fn insert_invoice(&mut self, mut invoice: Invoice) {
+        invoice.stale = true;
+        self.stale.invoices.push(invoice.id.clone());
+        if cfg!(debug_assertions) {
+            invoice.touched = self.scalars.applies;
+            self.turn.invoices.push(invoice.id.clone());
+        }
+        invoice.filed = invoice.filing(self.scalars.now);
+        self.index.list(&invoice.id, &invoice.filed, None);
         self.invoices.insert(Arc::new(invoice));
-        self.refile(&id);
-        self.invoice_mut(&id); // So that it is hashed.
     }
 
     /// Takes a spent record out of the table and of everything that lists it.

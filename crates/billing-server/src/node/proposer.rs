@@ -398,9 +398,11 @@ fn only_founding(node: &Inner, batch: Vec<Box<Ask>>) -> Vec<Box<Ask>> {
 /// A ledger is restored once. A second leader may have asked for it before it knew that the first one's command went through,
 /// and by now there are sessions that it would end.
 fn without_restore(batch: Vec<Box<Ask>>) -> Vec<Box<Ask>> {
-    let (late, batch): (Vec<_>, Vec<_>) = batch
-        .into_iter()
-        .partition(|ask| matches!(ask.command, Command::Restore(_)));
+    let restores = |ask: &Box<Ask>| matches!(ask.command, Command::Restore(_));
+    if !batch.iter().any(restores) {
+        return batch;
+    }
+    let (late, batch): (Vec<_>, Vec<_>) = batch.into_iter().partition(restores);
     refuse(late, &CallError::not_applied("the cluster is restored"));
     batch
 }
