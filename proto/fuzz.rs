@@ -41,7 +41,7 @@ fn command<T, C: PartialEq + std::fmt::Debug>(
 pub fn requests(bytes: &[u8]) {
     const DRAWN: [u8; 16] = [7; 16];
     command(bytes, |asked| request::open_session(asked, DRAWN));
-    command(bytes, |asked| request::acquire_lease(asked, DRAWN));
+    command(bytes, |asked| request::acquire_lease(asked, || DRAWN));
     command(bytes, |asked: &v1::KeepAliveRequest| {
         KeepAlive::try_from(asked)
     });

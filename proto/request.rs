@@ -42,13 +42,13 @@ fn session_id(bytes: &[u8], drawn: [u8; 16]) -> Result<SessionId, OutOfBounds> {
 /// `drawn`: the request's id if there is neither a session nor a request_id.
 pub fn acquire_lease(
     request: &v1::AcquireLeaseRequest,
-    drawn: [u8; 16],
+    drawn: impl FnOnce() -> [u8; 16],
 ) -> Result<AcquireLease, OutOfBounds> {
     let requester = if request.session_id.is_empty() {
         let id = &request.request_id;
         Requester::Implicit {
             request: if id.is_empty() {
-                RequestId::new(drawn)
+                RequestId::new(drawn())
             } else {
                 RequestId::from_slice(id)?
             },

@@ -519,7 +519,7 @@ fn an_acquire_is_read_with_its_session_or_with_one_of_its_own() -> Result<(), Ou
     };
     let AcquireLease {
         requester, wait, ..
-    } = request::acquire_lease(&plain, [9; 16])?;
+    } = request::acquire_lease(&plain, || [9; 16])?;
     assert_eq!(
         requester.slot(),
         (SessionId::new([9; 16]), Seq::FIRST),
@@ -532,7 +532,10 @@ fn an_acquire_is_read_with_its_session_or_with_one_of_its_own() -> Result<(), Ou
         ..plain.clone()
     };
     assert_eq!(
-        request::acquire_lease(&named, [9; 16])?.requester.slot().0,
+        request::acquire_lease(&named, || [9; 16])?
+            .requester
+            .slot()
+            .0,
         SessionId::new([3; 16])
     );
 
@@ -549,12 +552,15 @@ fn an_acquire_is_read_with_its_session_or_with_one_of_its_own() -> Result<(), Ou
         done_below: 2,
         ttl: None,
     };
-    assert_eq!(request::acquire_lease(&within, [9; 16])?.requester, wanted);
+    assert_eq!(
+        request::acquire_lease(&within, || [9; 16])?.requester,
+        wanted
+    );
     let own = v1::AcquireLeaseRequest {
         ttl_ms: 7_000,
         ..within.clone()
     };
-    let ttl = match request::acquire_lease(&own, [9; 16])?.requester {
+    let ttl = match request::acquire_lease(&own, || [9; 16])?.requester {
         Requester::Session { ttl, .. } => ttl,
         Requester::Implicit { .. } => None,
     };
@@ -612,7 +618,7 @@ fn an_acquire_is_read_with_its_session_or_with_one_of_its_own() -> Result<(), Ou
         ),
     ] {
         assert_eq!(
-            request::acquire_lease(&bad, [9; 16]).map_err(|out| out.field),
+            request::acquire_lease(&bad, || [9; 16]).map_err(|out| out.field),
             Err(field.into()),
             "{bad:?}"
         );

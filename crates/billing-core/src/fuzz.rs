@@ -43,6 +43,13 @@ fn packed_as<T: Serialize + DeserializeOwned + PartialEq + Debug>(bytes: &[u8]) 
     assert_eq!(postcard::from_bytes::<T>(&written).ok(), Some(value));
 }
 
+/// A record of the audit log, in the one form that is hashed, or refused.
+pub fn audit(bytes: &[u8]) {
+    if let Ok(record) = AuditRecord::from_canonical(bytes, CHAIN_START) {
+        assert_eq!(record.canonical(), bytes);
+    }
+}
+
 /// Every id and every key has one spelling.
 pub fn ids(bytes: &[u8]) {
     let Ok(text) = std::str::from_utf8(bytes) else {
@@ -81,6 +88,7 @@ pub const BODIES: &[(&str, Body)] = &[
         ledger(bytes);
     }),
     ("core_packed", packed),
+    ("core_audit", audit),
     ("core_ids", ids),
 ];
 
@@ -327,6 +335,20 @@ mod tests {
             },
         };
         decoder.check(packed);
+    }
+
+    #[test]
+    fn an_audit_record_is_read_whole_or_refused() {
+        let decoder = Decoder {
+            name: "core_audit",
+            seeds: &crate::ledger::audit::tests::every_kind(),
+            words: &[b"\xff\xff\xff\xff\xff\xff\xff\xff", b"\x80\0", b"\0\0\0\0"],
+            memory: Memory {
+                fixed: 8_192,
+                per_byte: 64,
+            },
+        };
+        decoder.check(audit);
     }
 
     #[test]

@@ -1,10 +1,8 @@
-//! What billingctl reads from files and from the cluster beyond the messages, as plain functions of bytes: lists of invoices,
-//! times, the canonical bytes of an audit record. Each panics where a promise is broken and decides nothing; the tests below
-//! and any other fuzzer call them.
+//! What billingctl reads from files, as plain functions of bytes: lists of invoices, times. Each panics where a promise is
+//! broken and decides nothing; the tests below and any other fuzzer call them.
 
-use billing_core::{CHAIN_START, SubmitInvoice};
+use billing_core::SubmitInvoice;
 
-use crate::canonical;
 use crate::invoices::{InvoiceLines, due_at};
 
 /// A list of invoices: every line is one, or told by its number; none is lost, and no line spoils another.
@@ -43,22 +41,11 @@ pub fn due(bytes: &[u8]) {
     }
 }
 
-/// A record of the audit log, in the one form that is hashed, or refused.
-pub fn audit(bytes: &[u8]) {
-    if let Ok(record) = canonical::record(bytes, CHAIN_START) {
-        assert_eq!(record.canonical(), bytes);
-    }
-}
-
 /// Panics where a promise is broken.
 pub type Body = fn(&[u8]);
 
 /// Each of them, under its name.
-pub const BODIES: &[(&str, Body)] = &[
-    ("ctl_invoices", invoices),
-    ("ctl_due", due),
-    ("ctl_audit", audit),
-];
+pub const BODIES: &[(&str, Body)] = &[("ctl_invoices", invoices), ("ctl_due", due)];
 
 #[cfg(test)]
 mod tests {
@@ -163,24 +150,5 @@ mod tests {
             },
         };
         decoder.check(due);
-    }
-
-    #[test]
-    fn an_audit_record_is_read_whole_or_refused() {
-        let seeds = crate::canonical::every_kind();
-        let decoder = Decoder {
-            name: "ctl_audit",
-            seeds: &seeds,
-            words: &[
-                b"\xff\xff\xff\xff\xff\xff\xff\xff",
-                b"\x01\0\0\0\0\0\0\0",
-                b"\0\0\0\0",
-            ],
-            memory: Memory {
-                fixed: 8_192,
-                per_byte: 64,
-            },
-        };
-        decoder.check(audit);
     }
 }

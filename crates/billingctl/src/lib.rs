@@ -4,7 +4,6 @@
 //! [`run`] is the whole program; `main.rs` hands it the process's arguments and streams, tests hand it others.
 
 mod args;
-mod canonical;
 mod cluster;
 mod commands;
 mod doctor;

@@ -5,7 +5,6 @@ use serde::{Deserialize, Serialize};
 use std::fmt;
 
 use crate::command::{Finality, Verdict};
-use crate::digest::write_canonical;
 use crate::ids::*;
 use crate::reply::{LeaseEventKind, ReviewReason};
 
@@ -30,36 +29,85 @@ pub struct AuditRecord {
     pub hash: ChainHash,
 }
 
+/// A record without what its place says: its index, and the hash that follows from the one before.
+#[derive(Serialize)]
+pub(crate) struct Facts<'a> {
+    pub at: ClusterTime,
+    pub wall: WallTime,
+    pub actor: &'a Actor,
+    pub what: &'a What,
+    pub invoice: Option<&'a InvoiceId>,
+    pub token: FencingToken,
+    pub key: Option<&'a IdempotencyKey>,
+}
+
+/// Bytes that are no record in its canonical form.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum NotCanonical {
+    #[error("they are no record: {0}")]
+    Unreadable(String),
+    /// Two forms for one record would let a node hash the one and show the other.
+    #[error("they are not in canonical form")]
+    OtherForm,
+}
+
 impl AuditRecord {
-    /// Everything that goes into the hash besides the record before.
+    /// Everything that goes into the hash besides the record before: the index and the facts, in their order, as postcard
+    /// writes them.
     #[must_use]
     pub fn canonical(&self) -> Vec<u8> {
-        let mut bytes = Vec::with_capacity(192);
-        self.write_canonical(&mut bytes);
-        bytes
+        // Fails only for a sequence of unknown length, and no record has one.
+        postcard::to_allocvec(&(self.index, self.facts())).expect("a record is written to memory")
     }
 
-    pub(crate) fn write_canonical(&self, into: &mut Vec<u8>) {
-        let hashed = (
-            self.index,
-            self.at,
-            self.wall,
-            &self.actor,
-            &self.what,
-            &self.invoice,
-            self.token,
-            &self.key,
-        );
-        write_canonical(&hashed, into);
+    pub(crate) fn facts(&self) -> Facts<'_> {
+        Facts {
+            at: self.at,
+            wall: self.wall,
+            actor: &self.actor,
+            what: &self.what,
+            invoice: self.invoice.as_ref(),
+            token: self.token,
+            key: self.key.as_ref(),
+        }
+    }
+
+    /// The record whose canonical form these bytes are; its hash is not among them.
+    pub fn from_canonical(bytes: &[u8], hash: ChainHash) -> Result<AuditRecord, NotCanonical> {
+        let unreadable = |error: postcard::Error| NotCanonical::Unreadable(error.to_string());
+        let (index, at, wall, actor, what, invoice, token, key) =
+            postcard::from_bytes(bytes).map_err(unreadable)?;
+        let record = AuditRecord {
+            index,
+            at,
+            wall,
+            actor,
+            what,
+            invoice,
+            token,
+            key,
+            hash,
+        };
+        if record.canonical() == bytes {
+            Ok(record)
+        } else {
+            Err(NotCanonical::OtherForm)
+        }
     }
 }
 
 /// The hash of a record: over the one before and the record's canonical bytes.
 #[must_use]
 pub fn chain_hash(previous: &ChainHash, canonical: &[u8]) -> ChainHash {
+    chain_hash_of(previous, canonical, &[])
+}
+
+/// The same of canonical bytes that lie in two places.
+pub(crate) fn chain_hash_of(previous: &ChainHash, index: &[u8], facts: &[u8]) -> ChainHash {
     let mut hasher = blake3::Hasher::new();
     hasher.update(previous);
-    hasher.update(canonical);
+    hasher.update(index);
+    hasher.update(facts);
     *hasher.finalize().as_bytes()
 }
 
@@ -353,6 +401,145 @@ impl fmt::Display for What {
             f.write_str(self.word())
         } else {
             write!(f, "{}: {detail}", self.word())
+        }
+    }
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+    use crate::command::Charged;
+
+    fn record_of(what: What, invoice: Option<&str>) -> AuditRecord {
+        AuditRecord {
+            index: 7,
+            at: ClusterTime(1_000),
+            wall: WallTime(1_795_366_800_000),
+            actor: Actor::new("worker-1").expect("a name"),
+            what,
+            invoice: invoice.map(|id| InvoiceId::new(id).expect("an id")),
+            token: FencingToken(u64::MAX),
+            key: invoice.map(|_| IdempotencyKey::parse("demo.1.inv-7").expect("a key")),
+            hash: CHAIN_START,
+        }
+    }
+
+    /// The canonical bytes of one record of each shape.
+    pub(crate) fn every_kind() -> Vec<Vec<u8>> {
+        let records = kinds().into_iter();
+        records
+            .map(|what| record_of(what, Some("inv-7")).canonical())
+            .collect()
+    }
+
+    fn text<T: std::str::FromStr<Err: fmt::Debug>>(text: &str) -> T {
+        text.parse().expect("within its bounds")
+    }
+
+    /// One of each shape: bare, with texts, numbers, flags, ids, options, and enums inside.
+    fn kinds() -> Vec<What> {
+        let session = SessionId::new([0xab; 16]);
+        vec![
+            What::Begun,
+            What::Failed,
+            What::Bootstrapped {
+                ledger_id: text("demo"),
+                no_prior_charges: true,
+            },
+            What::Acquired {
+                session,
+                holder: HolderId::new("ana@desk").expect("a name"),
+            },
+            What::SessionExpired { session },
+            What::Submitted {
+                customer: text("cus-0042"),
+                amount: AmountMinor::new(1_250).expect("a sum"),
+                currency: "EUR".to_owned().try_into().expect("a currency"),
+            },
+            What::Requeued { reason: None },
+            What::Requeued {
+                reason: Some(text("card renewed")),
+            },
+            What::Declined {
+                code: text("card_declined"),
+                retryable: false,
+                finality: Finality::SoleSend,
+                proven: true,
+            },
+            What::Pending {
+                expected_by: WallTime(1),
+            },
+            What::Resolved {
+                verdict: Verdict::NotCharged,
+                evidence: text("dashboard"),
+            },
+            What::Resolved {
+                verdict: Verdict::Charged(Charged {
+                    reference: text("pi_1"),
+                    amount: Some(AmountMinor::new(125).expect("a sum")),
+                    currency: None,
+                }),
+                evidence: text("dashboard"),
+            },
+            What::PutInReview {
+                reason: ReviewReason::OtherSum,
+            },
+        ]
+    }
+
+    #[test]
+    fn what_was_hashed_is_read_back_whole() {
+        for what in kinds() {
+            for invoice in [None, Some("inv-7")] {
+                let written = record_of(what.clone(), invoice);
+                let read = AuditRecord::from_canonical(&written.canonical(), CHAIN_START)
+                    .expect("it was just written");
+                assert_eq!(read, written);
+            }
+        }
+    }
+
+    fn read(bytes: &[u8]) -> Result<AuditRecord, NotCanonical> {
+        AuditRecord::from_canonical(bytes, CHAIN_START)
+    }
+
+    /// What the log keeps of a record and what is hashed are the same bytes.
+    #[test]
+    fn the_log_hashes_what_it_keeps() {
+        let mut log = crate::ledger::audit_log::AuditLog::starting_at(7, CHAIN_START);
+        let record = record_of(What::Begun, Some("inv-7"));
+        log.push(&record.facts(), usize::MAX);
+        let kept = log.get(7).expect("it was just pushed");
+        assert_eq!(kept.hash, chain_hash(&CHAIN_START, &record.canonical()));
+        assert_eq!(kept.canonical(), record.canonical());
+    }
+
+    /// A number has longer forms too, which postcard reads: none of them is canonical.
+    #[test]
+    fn a_longer_form_of_the_same_record_is_refused() {
+        let bytes = record_of(What::Begun, None).canonical();
+        assert_eq!(bytes[0], 7, "the index");
+        let longer = [&[0x87, 0][..], &bytes[1..]].concat();
+        assert_eq!(read(&longer), Err(NotCanonical::OtherForm));
+    }
+
+    #[test]
+    fn bytes_that_are_short_long_or_otherwise_wrong_are_no_record() {
+        for what in kinds() {
+            let bytes = record_of(what, Some("inv-7")).canonical();
+            for end in 0..bytes.len() {
+                assert!(read(&bytes[..end]).is_err(), "cut at {end}");
+            }
+            let longer = [bytes.as_slice(), &[0]].concat();
+            assert!(read(&longer).is_err());
+            // A flipped bit is another record or none: never the same, and never a panic.
+            for nth in 0..bytes.len() * 8 {
+                let mut flipped = bytes.clone();
+                flipped[nth / 8] ^= 1 << (nth % 8);
+                if let Ok(read) = read(&flipped) {
+                    assert_eq!(read.canonical(), flipped);
+                }
+            }
         }
     }
 }

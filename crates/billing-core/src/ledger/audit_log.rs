@@ -1,11 +1,11 @@
 //! The newest records of the audit log, and the hash that the oldest kept one follows. Records are kept packed, because there
 //! are a million of them: about a hundred bytes each instead of three hundred. Never changes a record, decides nothing.
 
-use serde::{Deserialize, Serialize};
+use serde::Deserialize;
 use std::collections::VecDeque;
 use std::sync::Arc;
 
-use super::audit::{AuditRecord, ChainHash, What, chain_hash};
+use super::audit::{AuditRecord, ChainHash, Facts, What, chain_hash_of};
 use crate::ids::*;
 use crate::limits::AUDIT_CHUNK_RECORDS;
 
@@ -34,20 +34,10 @@ struct Chunk {
 }
 
 const PERHAPS_WORDS: usize = AUDIT_CHUNK_RECORDS / 4; // Sixteen bits per record: about one chunk in seventy is read in vain.
+const INDEX_BYTES_MAX: usize = 10; // A number of 64 bits in groups of seven.
 const PACKED_BYTES: usize = AUDIT_CHUNK_RECORDS * 80; // What a chunk of leases takes; one with long reasons grows.
 
-/// A record without what its place says: its index, and the hash that follows from the one before.
-#[derive(Serialize)]
-struct Packing<'a> {
-    at: ClusterTime,
-    wall: WallTime,
-    actor: &'a Actor,
-    what: &'a What,
-    invoice: &'a Option<InvoiceId>,
-    token: FencingToken,
-    key: &'a Option<IdempotencyKey>,
-}
-
+/// What [`Facts`] are read back as.
 #[derive(Deserialize)]
 struct Packed {
     at: ClusterTime,
@@ -60,6 +50,18 @@ struct Packed {
 }
 
 impl Packed {
+    fn facts(&self) -> Facts<'_> {
+        Facts {
+            at: self.at,
+            wall: self.wall,
+            actor: &self.actor,
+            what: &self.what,
+            invoice: self.invoice.as_ref(),
+            token: self.token,
+            key: self.key.as_ref(),
+        }
+    }
+
     fn record(self, index: u64, hash: ChainHash) -> AuditRecord {
         AuditRecord {
             index,
@@ -103,30 +105,27 @@ impl Chunk {
         self.ends.len()
     }
 
-    fn push(&mut self, record: &AuditRecord) {
-        if let Some(invoice) = &record.invoice {
+    /// Packs one more record, whose index is `index`, and hashes what was packed: these are its canonical bytes.
+    fn push(&mut self, index: u64, facts: &Facts<'_>, previous: &ChainHash) -> ChainHash {
+        if let Some(invoice) = facts.invoice {
             for (word, bit) in perhaps_bits(invoice) {
                 self.perhaps[word] |= bit;
             }
         }
-        let packing = Packing {
-            at: record.at,
-            wall: record.wall,
-            actor: &record.actor,
-            what: &record.what,
-            invoice: &record.invoice,
-            token: record.token,
-            key: &record.key,
-        };
+        let start = self.packed.len();
         // Fails only for a sequence of unknown length, and no record has one.
-        self.packed = postcard::to_extend(&packing, std::mem::take(&mut self.packed))
+        self.packed = postcard::to_extend(facts, std::mem::take(&mut self.packed))
             .expect("a record is packed into memory");
+        let mut place = [0; INDEX_BYTES_MAX];
+        let place = postcard::to_slice(&index, &mut place).expect("it has room for any index");
+        let hash = chain_hash_of(previous, place, &self.packed[start..]);
         self.ends
             .push(u32::try_from(self.packed.len()).expect("a chunk holds a few MB at most"));
-        self.hashes.push(record.hash);
+        self.hashes.push(hash);
         if self.len() == AUDIT_CHUNK_RECORDS {
             self.packed.shrink_to_fit();
         }
+        hash
     }
 
     /// The record at this place; `first`: the index of the chunk's first one.
@@ -173,14 +172,8 @@ impl AuditLog {
         self.kept
     }
 
-    /// Takes a record whose index and hash are still open, closes both, and drops the oldest chunk beyond `records_max`.
-    pub fn push(&mut self, mut record: AuditRecord, records_max: usize, scratch: &mut Vec<u8>) {
-        record.index = self.last + 1;
-        scratch.clear();
-        record.write_canonical(scratch);
-        record.hash = chain_hash(&self.head, scratch);
-        self.last = record.index;
-        self.head = record.hash;
+    /// Appends a record, and drops the oldest chunk beyond `records_max`.
+    pub fn push(&mut self, facts: &Facts<'_>, records_max: usize) {
         if self
             .chunks
             .back()
@@ -189,7 +182,8 @@ impl AuditLog {
             self.chunks.push_back(Arc::new(Chunk::new()));
         }
         if let Some(chunk) = self.chunks.back_mut() {
-            Arc::make_mut(chunk).push(&record);
+            self.last += 1;
+            self.head = Arc::make_mut(chunk).push(self.last, facts, &self.head);
             self.kept += 1;
         }
         while self.kept > records_max && self.chunks.len() > 1 {
@@ -251,14 +245,9 @@ impl AuditLog {
     /// Appends what `packed` gave, and closes each record anew: a hash that differs shows at the head. The error says where
     /// the bytes are no record.
     pub fn push_packed(&mut self, mut packed: &[u8]) -> Result<(), postcard::Error> {
-        let mut scratch = Vec::new();
         while !packed.is_empty() {
             let (record, rest): (Packed, _) = postcard::take_from_bytes(packed)?;
-            self.push(
-                record.record(0, ChainHash::default()),
-                usize::MAX,
-                &mut scratch,
-            );
+            self.push(&record.facts(), usize::MAX);
             packed = rest;
         }
         Ok(())

@@ -33,7 +33,7 @@ use crate::rejection::Rejection;
 use crate::reply::{Alarm, Applied, InvoiceStatus, Reply, WaiterAnswer};
 use crate::sabotaged;
 use crate::table::Table;
-use audit::{AuditRecord, CHAIN_START, What};
+use audit::{AuditRecord, Facts, What};
 use audit_log::AuditLog;
 use hashes::Stale;
 use state::{DueKey, Ended, Invoice, Session};
@@ -339,22 +339,16 @@ impl Ledger {
             }),
             (None, _, _) | (_, None, _) | (_, _, None) => None,
         };
-        let record = AuditRecord {
-            index: 0,
+        let facts = Facts {
             at: self.scalars.now,
             wall: self.scalars.wall,
-            actor: self.turn.actor.clone(),
-            what,
-            invoice: invoice.cloned(),
+            actor: &self.turn.actor,
+            what: &what,
+            invoice,
             token,
-            key,
-            hash: CHAIN_START,
+            key: key.as_ref(),
         };
-        self.audit.push(
-            record,
-            self.config.audit_records_max,
-            &mut self.turn.scratch,
-        );
+        self.audit.push(&facts, self.config.audit_records_max);
     }
 
     /// The record, to be changed: it is hashed again when the apply ends. Whoever changes it calls `refile` after.

@@ -19,7 +19,7 @@ pub(super) async fn acquire(
     request: v1::AcquireLeasesRequest,
 ) -> Result<v1::AcquireLeasesResponse, Status> {
     use v1::acquire_leases_response::{Item, item::Result as Item_};
-    let read = |one: &v1::AcquireLeaseRequest| request::acquire_lease(one, door.draw_id());
+    let read = |one: &v1::AcquireLeaseRequest| request::acquire_lease(one, || door.draw_id());
     let actor = caller.actor(holder_of_all(&request.items));
     let propose = |actor, acquires: Vec<AcquireLease>| door.acquire_each(actor, acquires);
     let results = each(&request.items, read, actor, propose).await?;

@@ -66,7 +66,7 @@ impl LeaseService for Leases {
     ) -> Result<Response<v1::AcquireLeaseResponse>, Status> {
         let actor = who::actor(request.get_ref().name(), request.extensions());
         let command =
-            request::acquire_lease(request.get_ref(), self.0.draw_id()).map_err(rejected)?;
+            request::acquire_lease(request.get_ref(), || self.0.draw_id()).map_err(rejected)?;
         let reply = self.0.acquire(actor, command).await.map_err(of)?;
         Ok(Response::new(v1::AcquireLeaseRequest::response(reply)?))
     }
@@ -256,7 +256,7 @@ impl OneCommand for v1::AcquireLeaseRequest {
     }
 
     fn command(self, drawn: impl FnOnce() -> [u8; 16]) -> Result<Command, OutOfBounds> {
-        request::acquire_lease(&self, drawn()).map(Command::AcquireLease)
+        request::acquire_lease(&self, drawn).map(Command::AcquireLease)
     }
 
     fn response(reply: Reply) -> Result<v1::AcquireLeaseResponse, Status> {

@@ -366,7 +366,7 @@ impl Pipeline {
 
     fn acquire(&mut self, tag: u64, request: &v1::AcquireLeaseRequest) {
         let actor = self.caller.actor(request.name());
-        let acquire = match request::acquire_lease(request, self.door.draw_id()) {
+        let acquire = match request::acquire_lease(request, || self.door.draw_id()) {
             Ok(acquire) => acquire,
             Err(out) => return self.refuse(tag, out),
         };

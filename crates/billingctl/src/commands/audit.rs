@@ -9,7 +9,6 @@ use serde::Serialize;
 use super::{Context, cut};
 use crate::{
     args::Audit as Verb,
-    canonical,
     failure::{Exit, Problem},
     output::{
         Card, Printer,
@@ -158,7 +157,7 @@ impl Chain {
             return Err(format!("record {index} does not hash to what it says"));
         }
         // A record of a newer kind could say anything to a reader that took its word.
-        let hashed = canonical::record(&record.canonical, hash).map_err(|unreadable| {
+        let hashed = HashedRecord::from_canonical(&record.canonical, hash).map_err(|unreadable| {
             format!(
                 "what was hashed as record {index} is not known to this billingctl: {unreadable}"
             )

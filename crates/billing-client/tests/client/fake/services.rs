@@ -135,7 +135,7 @@ impl LeaseService for Node {
         &self,
         request: Request<v1::AcquireLeaseRequest>,
     ) -> Result<Response<v1::AcquireLeaseResponse>, Status> {
-        let acquire = request::acquire_lease(request.get_ref(), RealRandom.id()).map_err(bad)?;
+        let acquire = request::acquire_lease(request.get_ref(), || RealRandom.id()).map_err(bad)?;
         self.hinted(
             match self
                 .run("AcquireLease", Command::AcquireLease(acquire))
@@ -188,7 +188,7 @@ impl LeaseService for Node {
         use v1::acquire_leases_response::{Item, item};
         let items = request.into_inner().items;
         let asked = items.iter().map(|wanted| async move {
-            let acquire = request::acquire_lease(wanted, RealRandom.id()).map_err(bad)?;
+            let acquire = request::acquire_lease(wanted, || RealRandom.id()).map_err(bad)?;
             match self
                 .run("AcquireLeases", Command::AcquireLease(acquire))
                 .await?
