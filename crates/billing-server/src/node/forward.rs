@@ -45,7 +45,7 @@ pub(crate) async fn run(node: Arc<Inner>, mut gather: Gather) {
     }
 }
 
-async fn send(node: &Inner, batch: Vec<Box<Ask>>) {
+async fn send(node: &Inner, batch: Vec<Ask>) {
     let Some((leader, address)) = node.leader_address() else {
         refuse(batch, &CallError::not_applied(node.why_no_leader()));
         return;

@@ -118,8 +118,8 @@ pub(crate) async fn answers(
 /// acquire storm, and keeps its own order.
 #[derive(Clone)]
 pub(crate) struct Queue {
-    sessions: mpsc::Sender<Box<Ask>>,
-    others: mpsc::Sender<Box<Ask>>,
+    sessions: mpsc::Sender<Ask>,
+    others: mpsc::Sender<Ask>,
 }
 
 pub(crate) fn queue() -> (Queue, Gather) {
@@ -138,13 +138,13 @@ impl Queue {
         let encoded = encoded(&actor, &command)?;
         let (reply, answer) = oneshot::channel();
         let progress = Arc::new(AtomicU8::new(QUEUED));
-        self.put(Box::new(Ask {
+        self.put(Ask {
             actor,
             command,
             encoded,
             progress: progress.clone(),
             reply,
-        }))?;
+        })?;
         Ok(Asked {
             progress,
             reply: answer,
@@ -152,7 +152,7 @@ impl Queue {
     }
 
     /// Puts a command there that came from another queue.
-    pub fn put(&self, ask: Box<Ask>) -> Result<(), CallError> {
+    pub fn put(&self, ask: Ask) -> Result<(), CallError> {
         let lane = match ask.command {
             Command::OpenSession(_) | Command::KeepAlive(_) | Command::CloseSession(_) => {
                 &self.sessions
@@ -196,16 +196,16 @@ impl Share {
 
 /// Takes batches from a queue.
 pub(crate) struct Gather {
-    sessions: mpsc::Receiver<Box<Ask>>,
-    others: mpsc::Receiver<Box<Ask>>,
+    sessions: mpsc::Receiver<Ask>,
+    others: mpsc::Receiver<Ask>,
     /// The one that did not fit into the last batch; first in the next.
-    carried: Option<Box<Ask>>,
+    carried: Option<Ask>,
 }
 
 impl Gather {
     /// Waits for a command, then takes what else is there and fits: sessions first, but never only them while others wait.
     /// `None` when every sender is gone and all was taken.
-    pub async fn next(&mut self) -> Option<Vec<Box<Ask>>> {
+    pub async fn next(&mut self) -> Option<Vec<Ask>> {
         loop {
             if self.carried.is_none() {
                 let first = tokio::select! {
@@ -265,7 +265,7 @@ impl Gather {
     }
 
     /// What is there now. `sessions` is what was taken from their lane before the others got their turn.
-    fn take_next(&mut self, sessions: &mut Share) -> Option<Box<Ask>> {
+    fn take_next(&mut self, sessions: &mut Share) -> Option<Ask> {
         if sessions.has_room()
             && let Ok(ask) = self.sessions.try_recv()
         {
@@ -283,7 +283,7 @@ impl Gather {
     }
 }
 
-pub(crate) fn refuse(batch: Vec<Box<Ask>>, error: &CallError) {
+pub(crate) fn refuse(batch: Vec<Ask>, error: &CallError) {
     for ask in batch {
         ask.answer(Err(error.clone()));
     }
@@ -328,7 +328,6 @@ pub(crate) async fn run(node: Arc<Inner>, mut gather: Gather) {
         let mut commands = Vec::with_capacity(batch.len());
         let mut replies = Vec::with_capacity(batch.len());
         for ask in batch {
-            let ask = *ask;
             encoded.push(&ask.encoded);
             commands.push((ask.actor, ask.command));
             replies.push(ask.reply);
@@ -376,7 +375,7 @@ pub(crate) async fn run(node: Arc<Inner>, mut gather: Gather) {
 
 /// Between the election of the first leader and the first command of a ledger that is new, or was put back, only that command
 /// may pass: to a client the ledger would say "not bootstrapped" for good, while it is a matter of milliseconds.
-fn only_founding(node: &Inner, batch: Vec<Box<Ask>>) -> Vec<Box<Ask>> {
+fn only_founding(node: &Inner, batch: Vec<Ask>) -> Vec<Ask> {
     let why = {
         let ledger = &node.replica.state().ledger;
         match ledger.ledger_id() {
@@ -397,8 +396,8 @@ fn only_founding(node: &Inner, batch: Vec<Box<Ask>>) -> Vec<Box<Ask>> {
 
 /// A ledger is restored once. A second leader may have asked for it before it knew that the first one's command went through,
 /// and by now there are sessions that it would end.
-fn without_restore(batch: Vec<Box<Ask>>) -> Vec<Box<Ask>> {
-    let restores = |ask: &Box<Ask>| matches!(ask.command, Command::Restore(_));
+fn without_restore(batch: Vec<Ask>) -> Vec<Ask> {
+    let restores = |ask: &Ask| matches!(ask.command, Command::Restore(_));
     if !batch.iter().any(restores) {
         return batch;
     }
