@@ -39,7 +39,7 @@ fn session_id(bytes: &[u8], drawn: [u8; 16]) -> Result<SessionId, OutOfBounds> {
     }
 }
 
-/// `drawn`: the request's id if there is neither a session nor a request_id.
+/// `drawn` draws the request's id if there is neither a session nor a request_id.
 pub fn acquire_lease(
     request: &v1::AcquireLeaseRequest,
     drawn: impl FnOnce() -> [u8; 16],

@@ -356,6 +356,24 @@ mod tests {
         assert_eq!(life.loss(), Some(Loss::GivenUp));
     }
 
+    /// Nothing but the word itself wakes them: such a life has no deadline to look at.
+    #[tokio::test]
+    async fn who_waits_for_what_has_no_deadline_is_woken_by_its_end() {
+        let life = Arc::new(Life::unbounded(StoppedClock::new(), TRUST));
+        let wait = || {
+            let life = life.clone();
+            tokio::spawn(async move { life.lost().await })
+        };
+        let waiting = [wait(), wait()];
+        tokio::task::yield_now().await;
+        life.end(Loss::GivenUp);
+        for waiting in waiting {
+            let patience = Duration::from_secs(60);
+            let told = tokio::time::timeout(patience, waiting).await;
+            assert!(matches!(told, Ok(Ok(Loss::GivenUp))), "{told:?}");
+        }
+    }
+
     #[tokio::test]
     async fn loss_is_signalled_without_a_network_and_at_the_next_look_after_a_suspend() {
         let clock = StoppedClock::new();

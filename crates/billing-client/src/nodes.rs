@@ -372,6 +372,50 @@ fn endpoint(address: &str) -> Endpoint {
 mod tests {
     use super::*;
 
+    fn nodes() -> Nodes {
+        let lanes = Lanes {
+            count: 1,
+            piped: true,
+        };
+        let configured = vec![Arc::from("127.0.0.1:1")];
+        Nodes::new(&Env::real(), configured, Duration::from_secs(1), lanes)
+    }
+
+    #[tokio::test]
+    async fn picks_share_a_node_until_its_stream_ends() {
+        let nodes = nodes();
+        let first = nodes.pick_with_pipe();
+        assert!(Arc::ptr_eq(&first, &nodes.pick_with_pipe()));
+        assert!(nodes.pick().pipe.is_none(), "what is asked alone");
+        // Nobody listens there: the stream ends.
+        let ended = async {
+            while first.is_going() {
+                tokio::time::sleep(Duration::from_millis(1)).await;
+            }
+        };
+        let patience = Duration::from_secs(60);
+        assert!(tokio::time::timeout(patience, ended).await.is_ok());
+        let next = nodes.pick_with_pipe();
+        assert!(!Arc::ptr_eq(&first, &next), "a new stream");
+        assert_eq!(
+            first.generation, next.generation,
+            "over the same connection"
+        );
+    }
+
+    #[tokio::test]
+    async fn a_node_without_a_pipeline_is_asked_without_until_it_comes_back() {
+        let nodes = nodes();
+        let node = nodes.pick_with_pipe();
+        nodes.has_no_pipe(&node);
+        assert!(nodes.pick_with_pipe().pipe.is_none());
+        nodes.failed(&node);
+        assert!(
+            nodes.pick_with_pipe().pipe.is_some(),
+            "it may be a newer one"
+        );
+    }
+
     #[test]
     fn a_node_that_fails_soon_again_is_shunned_for_longer() {
         let second = Duration::from_secs(1);

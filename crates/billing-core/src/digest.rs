@@ -1,4 +1,4 @@
-//! One byte form for everything that is hashed: fixed-width little-endian numbers, lengths before contents, variants by
+//! One byte form for everything that is hashed but audit records, which are hashed as they are packed: fixed-width little-endian numbers, lengths before contents, variants by
 //! number. Derives the form from serde, so that a field added to a record is hashed without anyone having to remember it.
 
 use serde::ser::{self, Serialize};

@@ -39,7 +39,7 @@ const PACKED_BYTES: usize = AUDIT_CHUNK_RECORDS * 80; // What a chunk of leases 
 
 /// What [`Facts`] are read back as.
 #[derive(Deserialize)]
-struct Packed {
+pub(super) struct Packed {
     at: ClusterTime,
     wall: WallTime,
     actor: Actor,
@@ -62,7 +62,7 @@ impl Packed {
         }
     }
 
-    fn record(self, index: u64, hash: ChainHash) -> AuditRecord {
+    pub(super) fn record(self, index: u64, hash: ChainHash) -> AuditRecord {
         AuditRecord {
             index,
             at: self.at,

@@ -16,8 +16,9 @@ use super::*;
 /// - 1, 2026-11-22: before the first release; no longer read.
 /// - 2, 2026-11-22: the longest TTL is part of the configuration; never released.
 /// - 3, 2026-11-22: written in parts; the audit log names the holder whose lease ended; never released.
-/// - 4, 2026-11-26: until when keys may be old ones; how far the wall clock may be off.
-const FORMAT: u16 = 4;
+/// - 4, 2026-11-26: until when keys may be old ones; how far the wall clock may be off; never released.
+/// - 5, 2026-11-26: an audit record is hashed as it is packed.
+const FORMAT: u16 = 5;
 
 const PAGE_BYTES: usize = 64 * 1_024; // A part is closed behind the record that reaches it.
 const PART_BYTES_MAX: u32 = 256 << 20; // No record of bounded fields comes near it: more is damage, not data.

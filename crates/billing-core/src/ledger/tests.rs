@@ -357,12 +357,12 @@ fn a_damaged_snapshot_is_an_error_whatever_bit_was_flipped_and_wherever_it_was_c
 #[test]
 fn a_snapshot_of_a_newer_format_says_what_to_do() {
     let mut newer = bytes(&busy());
-    assert_eq!(newer[..2], [4, 0], "the format comes first");
-    newer[0] = 5;
+    assert_eq!(newer[..2], [5, 0], "the format comes first");
+    newer[0] = 6;
     let refused = read_back(&newer).err().map(|refused| refused.to_string());
     assert_eq!(
         refused.as_deref(),
-        Some("the snapshot has format 5, this binary reads up to 4: use a newer binary")
+        Some("the snapshot has format 6, this binary reads up to 5: use a newer binary")
     );
 }
 

@@ -1,5 +1,5 @@
-//! Decides how commands become entries: what is queued now goes into one batch, without lingering, and the batch gets its
-//! time after it closed. Never proposes without being sure of its own leadership's clock, and never calls a proposal
+//! Decides how commands become entries: what is queued now goes into one batch, which stays open only while turns of the
+//! scheduler bring more, and the batch gets its time after it closed. Never proposes without being sure of its own leadership's clock, and never calls a proposal
 //! undone: once handed to the consensus, an error is Unknown.
 
 use std::future::{Future as _, poll_fn};
@@ -32,14 +32,15 @@ const WITHDRAWN: u8 = 2;
 
 /// What an acquire or a release takes, with room to spare: a guess that saves growing.
 const COMMAND_BYTES_USUAL: usize = 128;
-/// Turns of the scheduler for which a batch stays open at most, some microseconds each.
+/// Turns of the scheduler for which a batch stays open at most; usually some microseconds each.
 const GATHER_TURNS_MAX: usize = 8;
 
 /// One command on its way.
 pub(crate) struct Ask {
     pub actor: Actor,
     pub command: Command,
-    /// The two of them as they travel and lie in the log: made once, for the leader's log and for every follower.
+    /// The two of them as they travel and lie in the log: made once, for the leader's log and for every follower. Where another
+    /// node leads, to be counted.
     pub encoded: Vec<u8>,
     progress: Arc<AtomicU8>,
     reply: oneshot::Sender<Answer>,
@@ -242,8 +243,8 @@ impl Gather {
     }
 
     /// Goes round the tasks that can run: they hold what arrived on other connections at the same time, and an entry costs far
-    /// more than a command. Nothing is waited for: it ends when a turn brought nothing, or two in a row once others came,
-    /// since callers whose answers left together ask again together.
+    /// more than a command. Nothing is waited for: it ends when a turn brought nothing, or two in a row once others came (those
+    /// that were there already count), since callers whose answers left together ask again together.
     async fn company(&self) {
         let (mut queued, mut patience) = (0, 1);
         for _ in 0..GATHER_TURNS_MAX {
@@ -613,6 +614,59 @@ mod tests {
         assert!(futures::poll!(&mut next).is_pending());
         let batch = futures::poll!(&mut next);
         assert!(matches!(batch, std::task::Poll::Ready(Some(batch)) if batch.len() == 1));
+        drop(asked);
+        Ok(())
+    }
+
+    /// Whether the batch is closed by now, and how many it has.
+    fn look(batch: std::task::Poll<Option<Vec<Ask>>>) -> Option<usize> {
+        match batch {
+            std::task::Poll::Ready(batch) => batch.map(|batch| batch.len()),
+            std::task::Poll::Pending => None,
+        }
+    }
+
+    #[tokio::test]
+    async fn company_keeps_a_batch_open_for_two_more_turns() -> Result<(), CallError> {
+        let (queue, mut gather) = queue();
+        let first = tick(&queue)?;
+        let mut next = std::pin::pin!(gather.next());
+        assert_eq!(look(futures::poll!(&mut next)), None);
+        let second = tick(&queue)?;
+        assert_eq!(look(futures::poll!(&mut next)), None, "one came");
+        assert_eq!(look(futures::poll!(&mut next)), None, "none came");
+        assert_eq!(look(futures::poll!(&mut next)), Some(2), "again none");
+        drop((first, second));
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_batch_does_not_stay_open_for_ever() -> Result<(), CallError> {
+        let (queue, mut gather) = queue();
+        let mut asked = vec![tick(&queue)?];
+        let mut next = std::pin::pin!(gather.next());
+        for _ in 0..GATHER_TURNS_MAX {
+            assert_eq!(
+                look(futures::poll!(&mut next)),
+                None,
+                "more comes each turn"
+            );
+            asked.push(tick(&queue)?);
+        }
+        let all = Some(asked.len());
+        assert_eq!(look(futures::poll!(&mut next)), all);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_full_batch_waits_for_nobody() -> Result<(), CallError> {
+        let (queue, mut gather) = queue();
+        let asked = (0..BATCH_COMMANDS_MAX + 1).map(|_| tick(&queue));
+        let asked = asked.collect::<Result<Vec<_>, _>>()?;
+        let mut next = std::pin::pin!(gather.next());
+        assert_eq!(look(futures::poll!(&mut next)), None);
+        let full = Some(BATCH_COMMANDS_MAX);
+        assert_eq!(look(futures::poll!(&mut next)), full);
         drop(asked);
         Ok(())
     }
