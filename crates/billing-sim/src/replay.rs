@@ -28,7 +28,8 @@ pub struct Attempt {
     pub key: IdempotencyKey,
     pub token: u64,
     pub begun_at: ClusterTime,
-    /// None: the leader's wall clock was ahead of true time, and it depends on who was asked about it what was counted from it.
+    /// The earlier of what was stamped and true time: a deadline is counted from the earliest that the wall clock may have shown.
+    /// None: it was far ahead of true time, and it depends on who was asked about it what was counted from it.
     pub begun_wall_ms: Option<u64>,
     pub taken_over: bool,
     /// Its key is none that a log used which a restore lost.
@@ -135,7 +136,8 @@ impl Replay {
                     token: record.token.0,
                     begun_at: record.at,
                     begun_wall_ms: Some(record.wall.0)
-                        .filter(|&wall| wall < true_wall_ms(seen) + AHEAD_MS),
+                        .filter(|&wall| wall < true_wall_ms(seen) + AHEAD_MS)
+                        .map(|wall| wall.min(true_wall_ms(seen))),
                     taken_over: false,
                     key_is_new: !self.restored,
                     closing: false,

@@ -88,7 +88,15 @@ impl Property for DoubtNeedsEvidence {
                 if !late {
                     return on(
                         record,
-                        format!("its lease was granted before {quiet} ms had passed"),
+                        format!(
+                            "its lease was granted before {quiet} ms had passed: begun at {:?}, wall {:?}; granted at {:?}",
+                            attempt.begun_at,
+                            attempt.begun_wall_ms,
+                            before
+                                .lease
+                                .as_ref()
+                                .map(|lease| (lease.granted_at, lease.granted_wall_ms)),
+                        ),
                     );
                 }
             }
