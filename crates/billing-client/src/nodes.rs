@@ -370,7 +370,10 @@ fn endpoint(address: &str) -> Endpoint {
 
 #[cfg(test)]
 mod tests {
+    use billing_proto::v1::{self, pipeline_request::Request as Wanted};
+
     use super::*;
+    use crate::pipe::{Heard, Manner};
 
     fn nodes() -> Nodes {
         let lanes = Lanes {
@@ -387,14 +390,18 @@ mod tests {
         let first = nodes.pick_with_pipe();
         assert!(Arc::ptr_eq(&first, &nodes.pick_with_pipe()));
         assert!(nodes.pick().pipe.is_none(), "what is asked alone");
-        // Nobody listens there: the stream ends.
-        let ended = async {
-            while first.is_going() {
-                tokio::time::sleep(Duration::from_millis(1)).await;
-            }
+        // Nobody listens there: the stream ends, and whoever asked over it hears of that.
+        let Some(pipe) = &first.pipe else {
+            panic!("asked for one with a stream");
+        };
+        let wanted = Wanted::GetLease(v1::GetLeaseRequest::default());
+        let manner = Manner {
+            urgent: false,
+            waits: false,
         };
         let patience = Duration::from_secs(60);
-        assert!(tokio::time::timeout(patience, ended).await.is_ok());
+        let heard = pipe.ask(&*nodes.clock, wanted, manner, patience).await;
+        assert!(matches!(heard, Heard::Failed(_)));
         let next = nodes.pick_with_pipe();
         assert!(!Arc::ptr_eq(&first, &next), "a new stream");
         assert_eq!(
