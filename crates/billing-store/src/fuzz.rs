@@ -135,6 +135,10 @@ impl Medium for Map {
         std::future::ready(Err(read_only()))
     }
 
+    fn settle(&mut self) -> Result<(), StoreError> {
+        Err(read_only())
+    }
+
     fn read_high(&self) -> Result<[Vec<u8>; SLOTS], StoreError> {
         Ok(self.high.clone())
     }

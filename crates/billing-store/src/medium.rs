@@ -41,8 +41,11 @@ pub(crate) trait Medium: Send + 'static {
 
     fn apply(&mut self, batch: Batch) -> Result<(), StoreError>;
 
-    /// Everything applied so far is on the medium once this resolves, and can be read there.
+    /// Everything applied so far is on the medium once this resolves.
     fn sync(&mut self) -> impl Future<Output = Result<(), StoreError>> + Send;
+
+    /// Everything synced so far can be read on the medium once this returns.
+    fn settle(&mut self) -> Result<(), StoreError>;
 
     fn read_high(&self) -> Result<[Vec<u8>; SLOTS], StoreError>;
 

@@ -122,11 +122,13 @@ pub(crate) struct SledMedium {
     started: Instant,
 }
 
-/// What was applied since the last sync.
+/// What was applied since the last sync, or not yet handed on.
 enum Unsynced {
     Nothing,
     /// The last record of the journal. sled is not told before it is durable there.
     InJournal(Batch),
+    /// Durable in the journal; sled is still to be told.
+    Untold(Batch),
     /// A batch for which the journal is too small.
     InSled,
 }
@@ -177,18 +179,30 @@ impl SledMedium {
         Ok(())
     }
 
-    fn sync_all(&mut self) -> Result<(), StoreError> {
+    /// What was applied is durable once this returns.
+    fn sync_applied(&mut self) -> Result<(), StoreError> {
         match std::mem::replace(&mut self.unsynced, Unsynced::Nothing) {
-            Unsynced::Nothing => Ok(()),
+            Unsynced::Nothing => {}
             Unsynced::InJournal(batch) => {
                 self.journal.sync()?;
-                self.tell(batch)
+                self.unsynced = Unsynced::Untold(batch);
             }
+            Unsynced::Untold(batch) => self.unsynced = Unsynced::Untold(batch),
             Unsynced::InSled => {
                 self.sync_sled()?;
                 // Both slots of the new epoch before anybody is told: the older one would lay old records over this batch.
-                self.journal.sync()
+                self.journal.sync()?;
             }
+        }
+        Ok(())
+    }
+
+    /// And can be read as well.
+    fn sync_all(&mut self) -> Result<(), StoreError> {
+        self.sync_applied()?;
+        match std::mem::replace(&mut self.unsynced, Unsynced::Nothing) {
+            Unsynced::Untold(batch) => self.tell(batch),
+            _ => Ok(()),
         }
     }
 
@@ -229,6 +243,10 @@ impl Medium for SledMedium {
     }
 
     async fn sync(&mut self) -> Result<(), StoreError> {
+        self.sync_applied()
+    }
+
+    fn settle(&mut self) -> Result<(), StoreError> {
         self.sync_all()
     }
 
@@ -600,6 +618,7 @@ mod tests {
         for n in votes {
             medium.apply(vote(n)).expect("applies");
             now_or_never(medium.sync()).expect("syncs");
+            medium.settle().expect("settles");
         }
     }
 
@@ -646,6 +665,7 @@ mod tests {
             vote(1)[KEY_VOTE].as_deref()
         );
         now_or_never(medium.sync()).expect("syncs");
+        medium.settle().expect("settles");
         assert_eq!(
             medium.pages.get(KEY_VOTE).expect("reads").as_deref(),
             vote(2)[KEY_VOTE].as_deref()

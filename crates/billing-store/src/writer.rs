@@ -17,6 +17,8 @@ use crate::{Done, Entry, Purged, StoreError};
 
 /// The `high` file is synced this often while appends go on; what a damaged disk can lose unseen is younger than this.
 pub(crate) const HIGH_SYNC_EVERY: Duration = Duration::from_millis(100);
+/// It is written, unsynced, this often: less than a kill -9 leaves time for, and seldom enough to cost an append nothing.
+const HIGH_STAGED_EVERY: Duration = Duration::from_millis(10);
 /// Appends that were queued together are made durable in pieces of about this size: below what the journal takes in one record,
 /// so that none of them has to go past it.
 const STAGED_BYTES_MAX: usize = 512 * 1024;
@@ -65,7 +67,20 @@ pub(crate) struct Writer<M> {
     /// The slot that is durable for certain; the other one is written to.
     high_synced_slot: usize,
     high_synced_at: Duration,
+    high_staged_at: Duration,
+    /// The file says less than is durable.
+    high_is_unstaged: bool,
+    /// Its durable slot does.
     high_is_behind: bool,
+}
+
+/// What a commit does about those who wait.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Waiters {
+    /// Everything that they asked for is in it.
+    Told,
+    /// More is to come.
+    Kept,
 }
 
 impl<M: Medium> Writer<M> {
@@ -90,6 +105,8 @@ impl<M: Medium> Writer<M> {
             high: loaded.high,
             high_synced_slot: loaded.high_slot,
             high_synced_at: now,
+            high_staged_at: now,
+            high_is_unstaged: false,
             high_is_behind: false,
         }
     }
@@ -135,7 +152,8 @@ impl<M: Medium> Writer<M> {
         if sabotaged!(AcknowledgedBeforeFlush) {
             self.complete();
         }
-        match self.commit_log().await {
+        let waiters = if closed { Waiters::Kept } else { Waiters::Told };
+        match self.commit_log(waiters).await {
             Err(_) if sabotaged!(FailedWriteIgnored) => {}
             committed => committed?,
         }
@@ -153,7 +171,7 @@ impl<M: Medium> Writer<M> {
                     self.append(entry);
                     if self.staged >= STAGED_BYTES_MAX {
                         // Nobody is told yet: a log that is durable up to somewhere in the middle is a log like any other.
-                        self.commit_log().await?;
+                        self.commit_log(Waiters::Kept).await?;
                     }
                 }
             }
@@ -231,7 +249,7 @@ impl<M: Medium> Writer<M> {
 
     async fn truncate_after(&mut self, last_kept: Option<u64>) -> Result<(), StoreError> {
         // What came before must be on the medium first: the chain at the cut is read back from there.
-        self.commit_log().await?;
+        self.commit_log(Waiters::Kept).await?;
         self.cuts += 1;
         if self.end.map(|(index, _)| index) <= last_kept {
             return Ok(());
@@ -263,7 +281,7 @@ impl<M: Medium> Writer<M> {
             }
         }
         self.must_sync = true;
-        self.commit_log().await
+        self.commit_log(Waiters::Kept).await
     }
 
     fn remove(&mut self, pack: &PackRef) {
@@ -314,7 +332,7 @@ impl<M: Medium> Writer<M> {
         let link = match self.end {
             Some((last, link)) if purged.index == last => link,
             Some((last, _)) if purged.index < last => {
-                self.commit_log().await?;
+                self.commit_log(Waiters::Kept).await?;
                 match self.packs.front() {
                     Some(pack) if pack.first <= purged.index => self.link_at(purged.index)?,
                     // Purged up to just before the first entry of a log that began there.
@@ -361,7 +379,8 @@ impl<M: Medium> Writer<M> {
         }
     }
 
-    async fn commit_log(&mut self) -> Result<(), StoreError> {
+    /// Those who wait are told as soon as it is durable: what readers and the next start want comes behind.
+    async fn commit_log(&mut self, waiters: Waiters) -> Result<(), StoreError> {
         self.close_pack();
         self.staged = 0;
         let overdue = self.high_due_in().is_some_and(|wait| wait.is_zero());
@@ -376,7 +395,14 @@ impl<M: Medium> Writer<M> {
             self.medium.sync().await?;
             let took = self.medium.now().saturating_sub(began);
             self.shared.sync_times.note(took);
-            self.stage_high()?;
+            if waiters == Waiters::Told && !self.must_sync_high {
+                self.complete();
+            }
+            self.medium.settle()?;
+            (self.high_is_unstaged, self.high_is_behind) = (true, true);
+            if self.medium.now() >= self.high_staged_at + HIGH_STAGED_EVERY {
+                self.stage_high()?;
+            }
             self.shared
                 .note_durable(self.end.map(|(index, _)| index), self.cuts);
         }
@@ -405,7 +431,7 @@ impl<M: Medium> Writer<M> {
         self.sync_high().await
     }
 
-    /// Writes what is durable by now into the slot that is not the synced one, unsynced: nearly free, and it survives kill -9.
+    /// Writes what is durable by now into the slot that is not the synced one, unsynced: it survives kill -9.
     fn stage_high(&mut self) -> Result<(), StoreError> {
         let high = High {
             sequence: self.high.sequence + 1,
@@ -417,7 +443,8 @@ impl<M: Medium> Writer<M> {
         self.medium
             .write_high(slot, &high.encode(self.seed, slot))?;
         self.high = high;
-        self.high_is_behind = true;
+        self.high_staged_at = self.medium.now();
+        (self.high_is_unstaged, self.high_is_behind) = (false, true);
         Ok(())
     }
 
@@ -425,10 +452,236 @@ impl<M: Medium> Writer<M> {
         if !self.high_is_behind {
             return Ok(());
         }
+        if self.high_is_unstaged {
+            self.stage_high()?;
+        }
         self.medium.sync_high().await?;
         self.high_synced_slot = (self.high_synced_slot + 1) % SLOTS;
         self.high_synced_at = self.medium.now();
         self.high_is_behind = false;
+        Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, PoisonError};
+
+    use crate::high::SLOT_BYTES;
+    use crate::medium::Pages;
+
+    use super::*;
+
+    type Steps = Arc<Mutex<Vec<&'static str>>>;
+
+    fn step(steps: &Steps, name: &'static str) {
+        let mut steps = steps.lock().unwrap_or_else(PoisonError::into_inner);
+        steps.push(name);
+    }
+
+    struct NoPages;
+
+    impl Pages for NoPages {
+        fn get(&self, _key: &[u8]) -> Result<Option<Bytes>, StoreError> {
+            Ok(None)
+        }
+
+        fn scan(
+            &self,
+            _from: &[u8],
+            _to: &[u8],
+            _limit: usize,
+        ) -> Result<Vec<(Vec<u8>, Bytes)>, StoreError> {
+            Ok(Vec::new())
+        }
+
+        fn last_in(
+            &self,
+            _from: &[u8],
+            _to: &[u8],
+        ) -> Result<Option<(Vec<u8>, Bytes)>, StoreError> {
+            Ok(None)
+        }
+
+        fn blocks(&self) -> bool {
+            false
+        }
+    }
+
+    /// Keeps nothing but what was done, in which order.
+    struct Steady {
+        steps: Steps,
+        now: Arc<Mutex<Duration>>,
+        pages: NoPages,
+    }
+
+    impl Medium for Steady {
+        fn pages(&self) -> &dyn Pages {
+            &self.pages
+        }
+
+        fn name(&self) -> &str {
+            "steady"
+        }
+
+        fn apply(&mut self, _batch: Batch) -> Result<(), StoreError> {
+            step(&self.steps, "apply");
+            Ok(())
+        }
+
+        async fn sync(&mut self) -> Result<(), StoreError> {
+            step(&self.steps, "sync");
+            Ok(())
+        }
+
+        fn settle(&mut self) -> Result<(), StoreError> {
+            step(&self.steps, "settle");
+            Ok(())
+        }
+
+        fn read_high(&self) -> Result<[Vec<u8>; SLOTS], StoreError> {
+            Ok(std::array::from_fn(|_| vec![0; SLOT_BYTES]))
+        }
+
+        fn write_high(&mut self, _slot: usize, _record: &[u8]) -> Result<(), StoreError> {
+            step(&self.steps, "write high");
+            Ok(())
+        }
+
+        async fn sync_high(&mut self) -> Result<(), StoreError> {
+            step(&self.steps, "sync high");
+            Ok(())
+        }
+
+        fn close(&mut self) -> Result<(), StoreError> {
+            step(&self.steps, "close");
+            Ok(())
+        }
+
+        fn now(&self) -> Duration {
+            *self.now.lock().unwrap_or_else(PoisonError::into_inner)
+        }
+    }
+
+    struct Scene {
+        writer: Writer<Steady>,
+        steps: Steps,
+        now: Arc<Mutex<Duration>>,
+    }
+
+    impl Scene {
+        fn new() -> Self {
+            let (steps, now) = (Steps::default(), Arc::new(Mutex::new(Duration::ZERO)));
+            let medium = Steady {
+                steps: Arc::clone(&steps),
+                now: Arc::clone(&now),
+                pages: NoPages,
+            };
+            let mut empty = Loaded {
+                purged: None,
+                packs: VecDeque::new(),
+                end: None,
+                tail: VecDeque::new(),
+                vote: None,
+                vote_sequence: 0,
+                committed: None,
+                high: High {
+                    sequence: 1,
+                    reach: None,
+                    vote_sequence: 0,
+                    vote: None,
+                },
+                high_slot: 0,
+            };
+            let shared = Arc::new(Shared::new(&mut empty));
+            let writer = Writer::new(medium, Seed(7), shared, empty);
+            Self { writer, steps, now }
+        }
+
+        fn later(&self, by: Duration) {
+            *self.now.lock().unwrap_or_else(PoisonError::into_inner) += by;
+        }
+
+        /// What was done for it, `told` where its caller was.
+        async fn execute(&mut self, what: What) -> Result<Vec<&'static str>, StoreError> {
+            let steps = Arc::clone(&self.steps);
+            let done = move |outcome: Result<(), StoreError>| {
+                step(&steps, if outcome.is_ok() { "told" } else { "refused" });
+            };
+            let op = Op {
+                what,
+                done: Some(Box::new(done)),
+                permit: None,
+            };
+            self.writer.execute(vec![op]).await?;
+            let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
+            Ok(std::mem::take(&mut *steps))
+        }
+    }
+
+    fn entry(index: u64) -> What {
+        What::Append(vec![Entry {
+            index,
+            bytes: Bytes::from_static(b"an entry"),
+        }])
+    }
+
+    #[tokio::test]
+    async fn an_append_is_acknowledged_when_it_is_durable_and_never_before()
+    -> Result<(), StoreError> {
+        let mut scene = Scene::new();
+        let steps = scene.execute(entry(1)).await?;
+        assert_eq!(steps, ["apply", "sync", "told", "settle"]);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_vote_is_acknowledged_when_the_high_file_has_it_too() -> Result<(), StoreError> {
+        let mut scene = Scene::new();
+        let steps = scene.execute(What::Vote(Bytes::from_static(b"v"))).await?;
+        let expected = ["apply", "sync", "settle", "write high", "sync high", "told"];
+        assert_eq!(steps, expected);
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_log_is_closed_before_anybody_is_told() -> Result<(), StoreError> {
+        let mut scene = Scene::new();
+        scene.execute(entry(1)).await?;
+        let steps = scene.execute(What::Close).await?;
+        assert_eq!(steps.last(), Some(&"told"), "{steps:?}");
+        assert!(
+            steps.ends_with(&["sync high", "close", "told"]),
+            "{steps:?}"
+        );
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn the_high_file_is_written_now_and_then_and_synced_ten_times_a_second()
+    -> Result<(), StoreError> {
+        let mut scene = Scene::new();
+        let mut seen = Vec::new();
+        for index in 1..=250 {
+            scene.later(Duration::from_millis(1));
+            seen.extend(scene.execute(entry(index)).await?);
+        }
+        let count = |name| seen.iter().filter(|step| **step == name).count();
+        assert_eq!(count("told"), 250);
+        assert_eq!(count("sync high"), 2);
+        // Once more before each of the two, since it was behind.
+        assert!(
+            (25..=27).contains(&count("write high")),
+            "{}",
+            count("write high")
+        );
+        // When nothing more comes: what it lacks, and its sync.
+        assert!(scene.writer.high_due_in().is_some());
+        scene.writer.rest().await?;
+        let steps = scene.steps.lock().unwrap_or_else(PoisonError::into_inner);
+        assert!(steps.ends_with(&["sync high"]), "{steps:?}");
+        assert_eq!(scene.writer.high.reach.map(|(index, _)| index), Some(250));
+        assert_eq!(scene.writer.high_due_in(), None, "and it may sleep");
         Ok(())
     }
 }

@@ -358,9 +358,16 @@ async fn lived(running: &Device, appends: u64, ended: Ended) -> Device {
             .await
             .expect("durable");
     }
-    if ended == Ended::Closed {
-        disk.log.close().await.expect("closes");
-        drop(disk);
+    match ended {
+        Ended::Closed => {
+            disk.log.close().await.expect("closes");
+            drop(disk);
+        }
+        // The `high` file is synced along with a vote; with appends only now and then.
+        Ended::Killed => {
+            let vote = disk.log.save_vote(Bytes::from_static(b"later vote"));
+            vote.await.expect("saves");
+        }
     }
     let left = Device::sled();
     copy(&running.node(), &left.node());
