@@ -15,7 +15,7 @@ FIRST_SEED ?= 1
 SIM_BUILD := $(CARGO) build --quiet --locked --profile sim -p billing-sim
 SABOTAGE_BUILD := $(SIM_BUILD) --features sabotage --target-dir target/sabotage
 
-.PHONY: help build check fix test demo cluster bench bench-peers bench-crowd bench-failover bench-join etcd sim sim-one sim-twice sim-kept sim-canary model test-faults clean
+.PHONY: help build check fix test test-release demo cluster bench bench-peers bench-crowd bench-failover bench-join etcd sim sim-one sim-twice sim-kept sim-canary model test-faults clean
 
 help: ## this list
 	@awk -F':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' $(MAKEFILE_LIST)
@@ -39,6 +39,9 @@ test: ## build the binaries, then every test: stories, model, disks, processes, 
 	$(CARGO) build --locked $(SHIPPED)
 	$(CARGO) test --locked
 	$(CARGO) test --locked --profile sim -p billing-sim
+
+test-release: build ## what must hold of the release binaries too: a node whose state differs from a majority's ends
+	$(CARGO) test --locked --release --test process_divergence
 
 # Debian: apt-get install nftables libfaketime fuse3 libfuse3-dev pkg-config gcc, and root. What is missing is said and skipped.
 test-faults: ## cut networks, wrong clocks, power cuts; needs root and more, says what it skips (FAULT=partition chooses)

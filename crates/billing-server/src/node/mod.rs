@@ -13,6 +13,7 @@ pub(crate) mod meeting;
 pub mod membership;
 pub(crate) mod proposer;
 pub(crate) mod reads;
+mod silence;
 mod start;
 pub mod status;
 pub(crate) mod succession;
@@ -84,6 +85,7 @@ pub(crate) struct Inner {
     pub leaving: AtomicBool,
     /// The listener ends.
     pub deaf: watch::Sender<bool>,
+    pub silence: crate::raft::network::Silence,
     /// Those that end by themselves when the node ends, once what was queued is answered.
     emptying: Mutex<Vec<JoinHandle<()>>>,
     tasks: Mutex<Vec<JoinHandle<()>>>,

@@ -17,14 +17,14 @@ use super::bounds::{BATCH_BYTES_MAX, CALL_TIMEOUT, ENTRIES_IN_FLIGHT_MAX};
 use super::clock::LeaderClock;
 use super::{
     EndReason, FailStop, Founding, Inner, Node, backup, divergence, forward, greet, meeting,
-    membership, proposer, reads, succession, until_true,
+    membership, proposer, reads, silence, succession, until_true,
 };
 use crate::raft::Peer;
 use crate::raft::folders::{FolderId, Folders, FoldersError};
 use crate::raft::links::{Links, Me, PEER_MESSAGE_BYTES_MAX};
 use crate::raft::listen::incoming;
 use crate::raft::log::{APPEND_BYTES_MAX, LogStore};
-use crate::raft::network::Network;
+use crate::raft::network::{Network, Silence};
 use crate::raft::reached::Acknowledged;
 use crate::raft::replica::Replica;
 use crate::raft::service::PeerService;
@@ -113,6 +113,7 @@ impl Node {
         let replica = Arc::new(Replica::new(clock, fail_stop.clone()));
         let succession = succession::Succession::new();
         let transfers = Transfers::default();
+        let silence = Silence::default();
         let network = Network {
             succession: succession.clone(),
             links: links.clone(),
@@ -121,6 +122,7 @@ impl Node {
             patience: config.election_timeout_min,
             transfers: transfers.clone(),
             acknowledged: Acknowledged::default(),
+            silence: silence.clone(),
             fail_stop: fail_stop.clone(),
         };
         let log = LogStore::new(disk.log.clone(), folders.clone(), fail_stop.clone());
@@ -157,6 +159,7 @@ impl Node {
             forwards,
             reads,
             succession,
+            silence,
             entries_in_flight: Arc::new(Semaphore::new(ENTRIES_IN_FLIGHT_MAX)),
             copies: Arc::new(Semaphore::new(backup::COPIES_MAX)),
             membership: membership::Standing::default(),
@@ -181,6 +184,7 @@ impl Node {
             tokio::spawn(greet::run(inner.clone())),
             tokio::spawn(membership::finish_changes(inner.clone())),
             tokio::spawn(succession::run(inner.clone())),
+            tokio::spawn(silence::run(inner.clone())),
             tokio::spawn(divergence::run(inner.clone())),
             tokio::spawn(serve(inner.clone(), listener)),
             tokio::spawn(backup::restore(inner.clone())),

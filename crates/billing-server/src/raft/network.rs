@@ -2,7 +2,7 @@
 //! stream that could not be opened: the library itself tries again at once.
 
 use std::future::Future;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, OnceLock};
 use std::time::Duration;
 
@@ -51,7 +51,27 @@ pub struct Network {
     pub succession: Succession,
     pub transfers: Transfers,
     pub acknowledged: Acknowledged,
+    pub silence: Silence,
     pub fail_stop: FailStop,
+}
+
+/// Whether this node keeps what it would append elsewhere, heartbeats included, to itself. Clones are the same.
+#[derive(Clone, Default)]
+pub struct Silence(Arc<AtomicBool>);
+
+impl Silence {
+    pub fn keep(&self, silent: bool) {
+        self.0.store(silent, Ordering::Relaxed);
+    }
+
+    fn check(&self) -> Rpc<()> {
+        if self.0.load(Ordering::Relaxed) {
+            let kept =
+                Status::unavailable("this node heard no majority, and is silent for a while");
+            return Err(failure(kept));
+        }
+        Ok(())
+    }
 }
 
 impl Network {
@@ -105,6 +125,7 @@ impl PeerClient {
         &self,
         requests: impl Stream<Item = Payload> + Send + 'static,
     ) -> Rpc<tonic::Streaming<Payload>> {
+        self.network.silence.check()?;
         let mut link = self.link()?;
         let mut request = link.request(requests);
         let acknowledged = &self.network.acknowledged;

@@ -9,6 +9,7 @@ mod forge;
 mod harness;
 mod membership;
 mod restored;
+mod silence;
 mod snapshots;
 mod time;
 mod wires;

@@ -11,6 +11,8 @@ use crate::chance::Chance;
 use crate::machines::node_name;
 use crate::world::{Setting, World};
 
+/// A leader that hears nobody, or whom nobody hears, is succeeded by one who does, however it was cut off.
+const SUCCEEDED_WITHIN: Duration = Duration::from_secs(6);
 /// Until the others have elected somebody, and whoever led before knows.
 const SETTLES_WITHIN: Duration = Duration::from_secs(15);
 const LASTS: Duration = Duration::from_secs(20);
@@ -63,6 +65,14 @@ pub fn run(world: &mut World) -> Result<()> {
             Cut::Mute => world.network().partition_oneway(name, other),
             Cut::Alone | Cut::Bridge => world.network().partition(name, other),
         }
+    }
+    if node == leader && !matches!(cut, Cut::Bridge) {
+        let since = world.elapsed();
+        world.until_within(SUCCEEDED_WITHIN, "another node leads", |world| {
+            world.leads_now().is_some_and(|leads| leads != leader)
+        })?;
+        let took = world.elapsed() - since;
+        world.note(format_args!("another node led after {took:?}"));
     }
     world.pass(SETTLES_WITHIN)?;
     let before = now(world)?;
