@@ -570,6 +570,72 @@ async fn a_full_disk_ends_the_node_and_nothing_acknowledged_is_lost() -> Result<
     Ok(())
 }
 
+/// What `ulimit` says, and then the node in its place: the same process, so that signals reach it.
+fn limited(ulimit: &str, program: &Command) -> Command {
+    let mut inside = Command::new("sh");
+    inside
+        .args(["-c", &format!("ulimit {ulimit} && exec \"$0\" \"$@\"")])
+        .arg(program.get_program())
+        .args(program.get_args());
+    inside
+}
+
+#[tokio::test]
+async fn connections_leave_the_node_the_files_that_it_needs() -> Result<()> {
+    const FILES: usize = 300;
+    const CONNECTIONS: usize = 44;
+    let place = Place::new()?;
+    let starved = limited("-n 200", &place.node(1, "starved", FOUND)?);
+    place
+        .refused(starved, USAGE, &["may open 200 files", "ulimit -n 4352"])
+        .await?;
+    ensure!(!place.path("starved").exists(), "nothing was begun");
+    let mut process = place.start(limited(
+        &format!("-n {FILES}"),
+        &place.node(1, "node", FOUND)?,
+    ))?;
+    serves(&mut process).await?;
+    let warned = format!("only {CONNECTIONS} client connections fit");
+    ensure!(said(&process).contains(&warned), "{}", said(&process));
+    // One of them is the client's, which is there first; the rest is taken by somebody who never says a word.
+    let channel = Endpoint::from_shared(format!("http://{}", place.listen))?
+        .connect()
+        .await?;
+    let mut crowd = Vec::new();
+    while crowd.len() < 2 * FILES {
+        crowd.push(tokio::net::TcpStream::connect(&place.listen).await?);
+    }
+    let refused = async {
+        while !said(&process).contains("client connections are refused") {
+            tokio::time::sleep(LOOK_AGAIN).await;
+        }
+    };
+    ensure!(
+        timeout(PATIENCE, refused).await.is_ok(),
+        "nobody is refused"
+    );
+    // With all of them there: the disk is written, read and synced, files are made and opened.
+    let mut cluster = v1::cluster_service_client::ClusterServiceClient::new(channel);
+    let snapshot = cluster.take_snapshot(v1::TakeSnapshotRequest::default());
+    timeout(PATIENCE, snapshot).await??;
+    drop(crowd);
+    process.signal(Signal::TERM)?;
+    ends(&mut process, 0, &["snapshot written", "ended"]).await?;
+    ensure!(
+        !said(&process).contains("Too many open files"),
+        "{}",
+        said(&process)
+    );
+    // A soft limit is no obstacle where the hard one is higher.
+    let mut again = place.start(limited("-Sn 100", &place.node(1, "node", &[])?))?;
+    serves(&mut again).await?;
+    let warned = said(&again).contains("client connections fit");
+    again.signal(Signal::TERM)?;
+    ends(&mut again, 0, &["ended"]).await?;
+    ensure!(!warned, "{}", said(&again));
+    Ok(())
+}
+
 /// A library that makes fdatasync fail once a file exists. Says that it skips where there is no C compiler.
 #[tokio::test]
 async fn a_failed_fsync_ends_the_node_at_once_and_is_never_tried_again() -> Result<()> {

@@ -233,7 +233,8 @@ pub struct Settings {
     #[arg(long, value_name = "CALLS", env = "BILLINGD_CALLS_MAX")]
     pub calls_max: Option<u32>,
 
-    /// Client connections at the same time; one more is closed at once [default: 4096]
+    /// Client connections at the same time; one more is closed at once. Fewer where the process may open fewer files than
+    /// that and 256 more (`ulimit -Hn`) [default: 4096]
     #[arg(long, value_name = "CONNECTIONS", env = "BILLINGD_CONNECTIONS_MAX")]
     pub connections_max: Option<u32>,
 

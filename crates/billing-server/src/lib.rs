@@ -10,6 +10,7 @@ pub mod exit;
 pub mod fuzz;
 pub mod join;
 pub mod node;
+mod open_files;
 pub mod process;
 pub mod raft;
 pub mod restore;

@@ -16,6 +16,7 @@ use crate::config::Config;
 use crate::exit::Fatal;
 use crate::join::{self, Plan};
 use crate::node::{EndReason, FailStop, Founding, Node, NodeConfig};
+use crate::open_files;
 use crate::raft::Peer;
 use crate::restore::ledger_of;
 use crate::server::{ClientLimits, Serving};
@@ -51,6 +52,7 @@ fn end_on_panic() {
 
 async fn live(config: Config, join: Option<Plan>, env: Env) -> Result<(), Fatal> {
     let mut signals = Signals::new()?;
+    let connections_max = open_files::room(config.connections_max)?;
     let clients = listen(&env, "listen", &config.listen).await?;
     let peers = listen(&env, "raft-listen", &config.raft_listen).await?;
     let members = members(&config, &*clients, &*peers);
@@ -77,7 +79,7 @@ async fn live(config: Config, join: Option<Plan>, env: Env) -> Result<(), Fatal>
     let node = Node::start(node, env.clone(), disk, peers, fail_stop).await?;
     let limits = ClientLimits {
         calls_max: config.calls_max as usize,
-        connections_max: config.connections_max as usize,
+        connections_max: connections_max as usize,
         ..ClientLimits::default()
     };
     let this = node.clone();
