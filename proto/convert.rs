@@ -184,7 +184,7 @@ impl From<Leased> for v1::AcquireLeaseResponse {
     fn from(leased: Leased) -> v1::AcquireLeaseResponse {
         v1::AcquireLeaseResponse {
             lease: Some(leased.lease.into()),
-            open_attempt: leased.open_attempt.map(|open| Box::new(open.into())),
+            open_attempt: leased.open_attempt.map(|open| Box::new((*open).into())),
         }
     }
 }

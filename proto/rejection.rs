@@ -85,8 +85,8 @@ fn to_wire(rejection: &Rejection) -> Reason {
         } => Reason::SubmittedOtherwise(wire::SubmittedOtherwise {
             invoice_id: invoice.to_string(),
             field: field.into_owned(),
-            recorded,
-            presented,
+            recorded: recorded.into(),
+            presented: presented.into(),
         }),
         Rejection::WrongStatus {
             invoice,
@@ -123,8 +123,8 @@ fn to_wire(rejection: &Rejection) -> Reason {
         } => Reason::WrongTerms(wire::WrongTerms {
             invoice_id: invoice.to_string(),
             field: field.into_owned(),
-            recorded,
-            presented,
+            recorded: recorded.into(),
+            presented: presented.into(),
         }),
         Rejection::Closing {
             invoice,
@@ -280,8 +280,8 @@ fn from_wire(reason: Reason) -> Result<Rejection, OutOfBounds> {
         }) => Rejection::SubmittedOtherwise {
             invoice: InvoiceId::new(&invoice_id)?,
             field: field.into(),
-            recorded,
-            presented,
+            recorded: recorded.into(),
+            presented: presented.into(),
         },
         Reason::WrongStatus(wire::WrongStatus {
             invoice_id,
@@ -325,8 +325,8 @@ fn from_wire(reason: Reason) -> Result<Rejection, OutOfBounds> {
         }) => Rejection::WrongTerms {
             invoice: InvoiceId::new(&invoice_id)?,
             field: field.into(),
-            recorded,
-            presented,
+            recorded: recorded.into(),
+            presented: presented.into(),
         },
         Reason::Closing(wire::Closing {
             invoice_id,

@@ -25,8 +25,8 @@ impl InvoiceService for Node {
                     let rejection = Rejection::SubmittedOtherwise {
                         invoice: invoice_id(&invoice.invoice_id),
                         field: "amount_minor".into(),
-                        recorded: amount.to_string(),
-                        presented: invoice.amount_minor.to_string(),
+                        recorded: amount.to_string().into(),
+                        presented: invoice.amount_minor.to_string().into(),
                     };
                     answer
                         .refused

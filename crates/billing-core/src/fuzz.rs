@@ -149,12 +149,12 @@ mod tests {
             currency: None,
         };
         let settle = |outcome| {
-            Command::SettleCharge(SettleCharge {
+            Command::SettleCharge(Box::new(SettleCharge {
                 invoice: invoice.clone(),
                 token,
                 key: key.clone(),
                 outcome,
-            })
+            }))
         };
         let acquire = |requester, wait| {
             Command::AcquireLease(AcquireLease {

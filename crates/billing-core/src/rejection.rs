@@ -73,8 +73,8 @@ pub enum Rejection {
     SubmittedOtherwise {
         invoice: InvoiceId,
         field: Cow<'static, str>,
-        recorded: String,
-        presented: String,
+        recorded: Box<str>,
+        presented: Box<str>,
     },
     /// `wanted`: the statuses in which the command is allowed.
     #[error("invoice {invoice} is {status}, not {wanted}")]
@@ -105,8 +105,8 @@ pub enum Rejection {
     WrongTerms {
         invoice: InvoiceId,
         field: Cow<'static, str>,
-        recorded: String,
-        presented: String,
+        recorded: Box<str>,
+        presented: Box<str>,
     },
     /// `look_up_in_ms`: how long until a lease can be granted under which a look-up proves that nothing succeeded.
     #[error(

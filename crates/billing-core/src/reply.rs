@@ -43,7 +43,7 @@ pub enum Reply {
     Status {
         status: InvoiceStatus,
     },
-    Begun(ChargeAttempt),
+    Begun(Box<ChargeAttempt>),
     /// The recorded object, which may be another's: confirm this one only.
     Attached {
         object: ObjectId,
@@ -63,7 +63,7 @@ pub enum Reply {
 pub struct Leased {
     pub lease: LeaseView,
     /// The attempt that this holder must continue or look up, not repeat.
-    pub open_attempt: Option<ChargeAttempt>,
+    pub open_attempt: Option<Box<ChargeAttempt>>,
 }
 
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]

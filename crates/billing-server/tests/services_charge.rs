@@ -89,7 +89,7 @@ async fn a_charge_is_begun_attached_settled_and_never_begun_again() -> Result<()
             ..
         } => {
             assert_eq!(
-                (field.as_ref(), recorded.as_str(), presented.as_str()),
+                (field.as_ref(), recorded.as_ref(), presented.as_ref()),
                 ("provider", "stripe", "adyen")
             );
         }

@@ -157,7 +157,7 @@ impl Ledger {
             .invoice(id)
             .and_then(|invoice| self.open_attempt_view(invoice));
         attempt
-            .map(Reply::Begun)
+            .map(|attempt| Reply::Begun(Box::new(attempt)))
             .ok_or_else(|| Rejection::NoOpenAttempt {
                 invoice: id.clone(),
             })
@@ -249,8 +249,8 @@ fn wrong(
     Rejection::WrongTerms {
         invoice: invoice.clone(),
         field: field.into(),
-        recorded,
-        presented,
+        recorded: recorded.into(),
+        presented: presented.into(),
     }
 }
 

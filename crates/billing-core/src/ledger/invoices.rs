@@ -17,8 +17,8 @@ impl Ledger {
                 Err(Rejection::SubmittedOtherwise {
                     invoice,
                     field: field.into(),
-                    recorded,
-                    presented,
+                    recorded: recorded.into(),
+                    presented: presented.into(),
                 })
             };
             if known.amount != submit.amount {

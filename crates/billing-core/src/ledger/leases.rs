@@ -348,7 +348,7 @@ impl Ledger {
         match stands.and_then(|held| self.lease_view(held).map(|lease| (held, lease))) {
             Some((held, lease)) => Ok(Reply::Leased(Leased {
                 lease,
-                open_attempt: self.open_attempt_view(held),
+                open_attempt: self.open_attempt_view(held).map(Box::new),
             })),
             None => Err(Rejection::LeaseEnded {
                 invoice: id.clone(),

@@ -126,7 +126,7 @@ fn busy() -> Ledger {
             key,
             outcome,
         };
-        one(&mut ledger, 3, Command::SettleCharge(settle)).unwrap();
+        one(&mut ledger, 3, Command::SettleCharge(Box::new(settle))).unwrap();
     }
     acquire(&mut ledger, 4, 5, "leased", 0);
     acquire(&mut ledger, 4, 6, "plain", 0);

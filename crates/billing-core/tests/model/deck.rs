@@ -649,12 +649,12 @@ impl Deck {
                 _ => Outcome::Unknown { detail: None },
             }
         };
-        Command::SettleCharge(SettleCharge {
+        Command::SettleCharge(Box::new(SettleCharge {
             invoice,
             token,
             key,
             outcome,
-        })
+        }))
     }
 
     fn wait_for_provider(&self, dice: &mut Dice) -> u64 {
@@ -675,12 +675,12 @@ impl Deck {
         } else {
             Verdict::NotCharged
         };
-        Command::ResolveCharge(ResolveCharge {
+        Command::ResolveCharge(Box::new(ResolveCharge {
             invoice,
             key,
             verdict,
             evidence: evidence("read the books"),
-        })
+        }))
     }
 }
 

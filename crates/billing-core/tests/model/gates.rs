@@ -533,7 +533,7 @@ impl Gates {
         };
         self.gates[at].phase = match (told, *then) {
             (Ok(Reply::Leased(leased)), _) => {
-                self.leased(&leased.lease, leased.open_attempt.clone())
+                self.leased(&leased.lease, leased.open_attempt.as_deref().cloned())
             }
             (Ok(Reply::Claimed(claimed)), _) => match claimed.leased.last() {
                 Some(one) => self.leased(&one.lease, one.open_attempt.clone()),
@@ -553,7 +553,7 @@ impl Gates {
                 Phase::Begun {
                     invoice,
                     token,
-                    attempt,
+                    attempt: *attempt,
                     since,
                     sends: 0,
                     waits: false,
@@ -598,7 +598,7 @@ impl Gates {
         if let Some(at) = found {
             self.gates[at].phase = match &answer.result {
                 Ok(Reply::Leased(leased)) => {
-                    self.leased(&leased.lease, leased.open_attempt.clone())
+                    self.leased(&leased.lease, leased.open_attempt.as_deref().cloned())
                 }
                 _ => Phase::Idle,
             };
@@ -638,12 +638,12 @@ impl Gates {
         self.post(
             now,
             None,
-            Command::ResolveCharge(ResolveCharge {
+            Command::ResolveCharge(Box::new(ResolveCharge {
                 invoice: id.clone(),
                 key,
                 verdict,
                 evidence,
-            }),
+            })),
         );
     }
 }
@@ -676,10 +676,10 @@ fn charged(reference: Reference) -> Charged {
 }
 
 fn settle(token: FencingToken, key: &IdempotencyKey, outcome: Outcome) -> Command {
-    Command::SettleCharge(SettleCharge {
+    Command::SettleCharge(Box::new(SettleCharge {
         invoice: key.invoice.clone(),
         token,
         key: key.clone(),
         outcome,
-    })
+    }))
 }

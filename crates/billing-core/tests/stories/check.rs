@@ -463,12 +463,12 @@ impl Play {
             "settles" => {
                 let key = key(second, after("ledger").unwrap_or("L"));
                 let outcome = outcome(rest, WallTime(WALL_START_MS + self.now_ms));
-                Command::SettleCharge(SettleCharge {
+                Command::SettleCharge(Box::new(SettleCharge {
                     invoice: key.invoice.clone(),
                     token,
                     key,
                     outcome,
-                })
+                }))
             }
             "resolves" => {
                 let key = key(second, after("ledger").unwrap_or("L"));
@@ -477,12 +477,12 @@ impl Play {
                 } else {
                     Verdict::Charged(charged(after("charged").unwrap(), rest))
                 };
-                Command::ResolveCharge(ResolveCharge {
+                Command::ResolveCharge(Box::new(ResolveCharge {
                     invoice: key.invoice.clone(),
                     key,
                     verdict,
                     evidence: evidence(),
-                })
+                }))
             }
             _ => panic!("no such command: {line}"),
         };

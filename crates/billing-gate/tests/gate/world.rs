@@ -164,7 +164,7 @@ impl LedgerPort for Desk {
             Reply::Begun(attempt) => {
                 let send_until = sent_at + Duration::from_millis(attempt.send_within_ms);
                 Ok(Begun {
-                    attempt: Attempt::from(&attempt),
+                    attempt: Attempt::from(&*attempt),
                     send_until,
                 })
             }
@@ -202,7 +202,7 @@ impl LedgerPort for Desk {
             key: key.clone(),
             outcome,
         };
-        match self.answer(self.apply(Command::SettleCharge(settle)))? {
+        match self.answer(self.apply(Command::SettleCharge(Box::new(settle))))? {
             Reply::Status { status } => Ok(status),
             other => panic!("{other:?}"),
         }
@@ -390,7 +390,7 @@ impl World {
         let view = self.view(invoice);
         Some(Held {
             bill: view.bill.expect("submitted"),
-            known: leased.open_attempt.as_ref().map(Attempt::from),
+            known: leased.open_attempt.as_deref().map(Attempt::from),
             token: leased.lease.token,
             stands: Arc::new(AtomicBool::new(true)),
         })

@@ -54,7 +54,7 @@ impl OneCommand for v1::BeginChargeRequest {
     fn response(reply: Reply) -> Result<v1::BeginChargeResponse, Status> {
         match reply {
             Reply::Begun(attempt) => Ok(v1::BeginChargeResponse {
-                attempt: Some(attempt.into()),
+                attempt: Some((*attempt).into()),
             }),
             other => Err(unexpected(&other)),
         }
@@ -82,7 +82,7 @@ impl OneCommand for v1::SettleChargeRequest {
     type Response = v1::SettleChargeResponse;
 
     fn command(self, _: impl FnOnce() -> [u8; 16]) -> Result<Command, OutOfBounds> {
-        SettleCharge::try_from(self).map(Command::SettleCharge)
+        SettleCharge::try_from(self).map(|settle| Command::SettleCharge(Box::new(settle)))
     }
 
     fn response(reply: Reply) -> Result<v1::SettleChargeResponse, Status> {
@@ -99,7 +99,7 @@ impl OneCommand for v1::ResolveChargeRequest {
     }
 
     fn command(self, _: impl FnOnce() -> [u8; 16]) -> Result<Command, OutOfBounds> {
-        ResolveCharge::try_from(self).map(Command::ResolveCharge)
+        ResolveCharge::try_from(self).map(|resolve| Command::ResolveCharge(Box::new(resolve)))
     }
 
     fn response(reply: Reply) -> Result<v1::ResolveChargeResponse, Status> {

@@ -503,7 +503,7 @@ impl ChargeService for Node {
         self.hinted(
             match self.run("BeginCharge", Command::BeginCharge(begin)).await {
                 Ok(Reply::Begun(attempt)) => Ok(v1::BeginChargeResponse {
-                    attempt: Some(attempt.into()),
+                    attempt: Some((*attempt).into()),
                 }),
                 Ok(other) => odd(other),
                 Err(status) => Err(status),
@@ -540,7 +540,7 @@ impl ChargeService for Node {
         let settle = SettleCharge::try_from(request.into_inner()).map_err(bad)?;
         self.hinted(
             match self
-                .run("SettleCharge", Command::SettleCharge(settle))
+                .run("SettleCharge", Command::SettleCharge(Box::new(settle)))
                 .await
             {
                 Ok(Reply::Status { status }) => Ok(v1::SettleChargeResponse {

@@ -219,11 +219,8 @@ impl Model {
             }
         }
         let invoice = &self.invoices[id];
-        Ok(Reply::Begun(self.attempt_view(
-            id,
-            invoice,
-            invoice.live().expect("open"),
-        )))
+        let attempt = self.attempt_view(id, invoice, invoice.live().expect("open"));
+        Ok(Reply::Begun(Box::new(attempt)))
     }
 
     fn closing(&self, id: &InvoiceId, attempt: &Attempt) -> Rejection {
@@ -755,8 +752,8 @@ fn wrong_terms(id: &InvoiceId, field: &'static str) -> Rejection {
     Rejection::WrongTerms {
         invoice: id.clone(),
         field: field.into(),
-        recorded: String::new(),
-        presented: String::new(),
+        recorded: "".into(),
+        presented: "".into(),
     }
 }
 

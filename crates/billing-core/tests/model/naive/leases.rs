@@ -178,7 +178,7 @@ impl Model {
         let lease = invoice.lease.as_ref().expect("granted");
         Reply::Leased(Leased {
             lease: self.lease_view(id, lease),
-            open_attempt: self.open_attempt(id, invoice),
+            open_attempt: self.open_attempt(id, invoice).map(Box::new),
         })
     }
 

@@ -459,8 +459,8 @@ impl Model {
                 reasons.push(Rejection::SubmittedOtherwise {
                     invoice: submit.invoice.clone(),
                     field: field.into(),
-                    recorded,
-                    presented,
+                    recorded: recorded.into(),
+                    presented: presented.into(),
                 });
             }
         };
