@@ -602,7 +602,7 @@ async fn connections_leave_the_node_the_files_that_it_needs() -> Result<()> {
         .connect()
         .await?;
     let mut crowd = Vec::new();
-    while crowd.len() < 2 * FILES {
+    while crowd.len() < CONNECTIONS + 20 {
         crowd.push(tokio::net::TcpStream::connect(&place.listen).await?);
     }
     let refused = async {

@@ -1,5 +1,6 @@
 //! Decides how many client connections fit under the process's limit of open files. Without a bound below it they would take
-//! the files that the node needs for its disk and for the other nodes, and a disk that cannot be opened ends a node.
+//! the files that the node needs for its disk and for the other nodes, and a disk that cannot be opened ends a node. The listener
+//! for other nodes is not bounded here: nobody but them should reach it.
 
 use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
 

@@ -35,7 +35,7 @@ struct View {
     /// The newest entries, without a gap, up to the last one.
     tail: VecDeque<Entry>,
     tail_bytes: usize,
-    /// Entries up to here are on the medium, and may leave the tail.
+    /// Entries up to here can be read on the medium, and may leave the tail. An entry is acknowledged a moment before that.
     durable: Option<u64>,
     /// Where the log begins, unless it was purged.
     first: Option<u64>,
@@ -112,7 +112,7 @@ impl Shared {
         self.view().hint.take()
     }
 
-    /// Entries up to `last` are on the medium, after `cuts` truncations.
+    /// Entries up to `last` can be read on the medium, after `cuts` truncations.
     pub(crate) fn note_durable(&self, last: Option<u64>, cuts: u64) {
         let mut view = self.view();
         // A cut still queued: entries of the same indexes may have been appended behind it, and those are in memory only.

@@ -1,4 +1,4 @@
-//! Decides what the log needs from what lies below it: ordered keys, atomic batches, one sync, and the two slots of the `high`
+//! Decides what the log needs from what lies below it: ordered keys, atomic batches, a sync, and the two slots of the `high`
 //! file. Two media exist: sled's, and the simulated one. Never decides what is written when: that is `writer.rs`.
 
 use std::collections::BTreeMap;
@@ -10,7 +10,7 @@ use bytes::Bytes;
 use crate::StoreError;
 use crate::high::SLOTS;
 
-/// Changes that become visible together, and durable together at the next sync. `None` removes.
+/// Changes that become durable together at the next sync, and readable by then or later. `None` removes.
 pub(crate) type Batch = BTreeMap<Vec<u8>, Option<Vec<u8>>>;
 
 /// Reading side, shared by the writer and by readers of old entries.

@@ -5,7 +5,8 @@
 //! A [`SimDisk`] is the device and outlives the process; [`SimDisk::open`] is what the process does. Opening cuts off whoever
 //! had it open, as a crash would have.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::RangeBounds;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
@@ -84,6 +85,8 @@ struct Contents {
     identity: Option<Identity>,
     records: BTreeMap<Vec<u8>, Vec<u8>>,
     records_durable: BTreeMap<Vec<u8>, Vec<u8>>,
+    /// What readers find instead of `records` until it settles: what lay under a key before.
+    hidden: BTreeMap<Vec<u8>, Option<Vec<u8>>>,
     unsynced: Vec<Batch>,
     high: [Vec<u8>; SLOTS],
     high_durable: [Vec<u8>; SLOTS],
@@ -141,6 +144,7 @@ impl Contents {
             change(&mut self.records_durable, batch);
         }
         self.records = self.records_durable.clone();
+        self.hidden.clear();
         for slot in 0..SLOTS {
             if crash.tear_high && self.high[slot] != self.high_durable[slot] {
                 let torn = self.high[slot].len() / 2;
@@ -173,6 +177,41 @@ impl Contents {
             std::path::Path::new("simulated"),
             kind,
         ))
+    }
+
+    fn apply(&mut self, batch: Batch) {
+        for key in batch.keys() {
+            if !self.hidden.contains_key(key) {
+                let before = self.records.get(key).cloned();
+                self.hidden.insert(key.clone(), before);
+            }
+        }
+        change(&mut self.records, &batch);
+        self.unsynced.push(batch);
+    }
+
+    /// What readers find under this key.
+    fn settled(&self, key: &[u8]) -> Option<&Vec<u8>> {
+        match self.hidden.get(key) {
+            Some(before) => before.as_ref(),
+            None => self.records.get(key),
+        }
+    }
+
+    fn found(&self, key: &[u8]) -> Option<(Vec<u8>, Bytes)> {
+        let value = self.settled(key)?;
+        Some((key.to_vec(), Bytes::copy_from_slice(value)))
+    }
+
+    /// The keys that readers find among these and those that changed within `range`, in order.
+    fn settled_among<'a>(
+        &'a self,
+        keys: impl Iterator<Item = &'a Vec<u8>>,
+        range: impl RangeBounds<Vec<u8>>,
+    ) -> BTreeSet<&'a Vec<u8>> {
+        let changed = self.hidden.range(range).map(|(key, _)| key);
+        let all = keys.chain(changed);
+        all.filter(|key| self.settled(key).is_some()).collect()
     }
 
     fn log_keys(&self) -> Vec<Vec<u8>> {
@@ -425,7 +464,7 @@ async fn serve(
                 biased;
                 first = inbox.recv() => first,
                 () = clock.sleep(wait) => {
-                    writer.rest().await?;
+                    writer.idle().await?;
                     continue;
                 }
             },
@@ -456,17 +495,11 @@ impl SimPages {
     }
 }
 
-fn copied((key, value): (&Vec<u8>, &Vec<u8>)) -> (Vec<u8>, Bytes) {
-    (key.clone(), Bytes::copy_from_slice(value))
-}
-
 impl Pages for SimPages {
     fn get(&self, key: &[u8]) -> Result<Option<Bytes>, StoreError> {
-        Ok(self
-            .contents()?
-            .records
-            .get(key)
-            .map(|value| Bytes::copy_from_slice(value)))
+        let contents = self.contents()?;
+        let found = contents.settled(key);
+        Ok(found.map(|value| Bytes::copy_from_slice(value)))
     }
 
     fn scan(
@@ -475,22 +508,24 @@ impl Pages for SimPages {
         to: &[u8],
         limit: usize,
     ) -> Result<Vec<(Vec<u8>, Bytes)>, StoreError> {
-        Ok(self
-            .contents()?
-            .records
-            .range(from.to_vec()..to.to_vec())
-            .take(limit)
-            .map(copied)
-            .collect())
+        let contents = self.contents()?;
+        let range = from.to_vec()..to.to_vec();
+        // As many more as may be hidden.
+        let some = limit.saturating_add(contents.hidden.len());
+        let keys = contents.records.range(range.clone()).take(some);
+        let keys = contents.settled_among(keys.map(|(key, _)| key), range);
+        let found = keys.into_iter().take(limit);
+        Ok(found.filter_map(|key| contents.found(key)).collect())
     }
 
     fn last_in(&self, from: &[u8], to: &[u8]) -> Result<Option<(Vec<u8>, Bytes)>, StoreError> {
-        Ok(self
-            .contents()?
-            .records
-            .range(from.to_vec()..=to.to_vec())
-            .next_back()
-            .map(copied))
+        let contents = self.contents()?;
+        let range = from.to_vec()..=to.to_vec();
+        let some = contents.hidden.len() + 1;
+        let keys = contents.records.range(range.clone()).rev().take(some);
+        let mut keys = contents.settled_among(keys.map(|(key, _)| key), range);
+        let last = keys.pop_last();
+        Ok(last.and_then(|key| contents.found(key)))
     }
 
     fn blocks(&self) -> bool {
@@ -522,9 +557,7 @@ impl Medium for SimMedium {
     }
 
     fn apply(&mut self, batch: Batch) -> Result<(), StoreError> {
-        let mut contents = self.contents("writing")?;
-        change(&mut contents.records, &batch);
-        contents.unsynced.push(batch);
+        self.contents("writing")?.apply(batch);
         Ok(())
     }
 
@@ -539,7 +572,8 @@ impl Medium for SimMedium {
     }
 
     fn settle(&mut self) -> Result<(), StoreError> {
-        Ok(()) // What is synced lies where it is read.
+        self.contents("syncing")?.hidden.clear();
+        Ok(())
     }
 
     fn read_high(&self) -> Result<[Vec<u8>; SLOTS], StoreError> {
@@ -555,6 +589,7 @@ impl Medium for SimMedium {
         self.device.clock.sleep(self.device.sync_takes()).await;
         let mut contents = self.contents("syncing")?;
         contents.high_durable = contents.high.clone();
+        contents.hidden.clear();
         contents.syncs += 1;
         Ok(())
     }

@@ -135,8 +135,8 @@ enum Unsynced {
 
 impl SledMedium {
     /// Tells sled of a batch that the journal holds, durably. One change at a time: sled's own batches cost two rounds through
-    /// its threads, and what a crash leaves of this one is made whole from the journal. Readers never look for what is not
-    /// durable yet, and look again after a cut or a purge.
+    /// its threads, and what a crash leaves of this one is made whole from the journal. Readers never look for what was not
+    /// told yet, and look again after a cut or a purge.
     fn tell(&mut self, batch: Batch) -> Result<(), StoreError> {
         for (key, value) in batch {
             let db = &self.pages.db;
@@ -560,7 +560,7 @@ fn serve(writer: &mut Writer<SledMedium>, inbox: &Receiver<Op>) -> Result<(), St
                 Ok(op) => Some(op),
                 Err(RecvTimeoutError::Disconnected) => None,
                 Err(RecvTimeoutError::Timeout) => {
-                    now_or_never(writer.rest())?;
+                    now_or_never(writer.idle())?;
                     continue;
                 }
             },

@@ -17,7 +17,7 @@ use crate::{Done, Entry, Purged, StoreError};
 
 /// The `high` file is synced this often while appends go on; what a damaged disk can lose unseen is younger than this.
 pub(crate) const HIGH_SYNC_EVERY: Duration = Duration::from_millis(100);
-/// It is written, unsynced, this often: less than a kill -9 leaves time for, and seldom enough to cost an append nothing.
+/// It is written, unsynced, within this time: what a kill -9 and a damaged disk together can lose unseen is younger.
 const HIGH_STAGED_EVERY: Duration = Duration::from_millis(10);
 /// Appends that were queued together are made durable in pieces of about this size: below what the journal takes in one record,
 /// so that none of them has to go past it.
@@ -115,11 +115,25 @@ impl<M: Medium> Writer<M> {
         self.medium.name()
     }
 
-    /// How long until the `high` file wants a sync; `None` when it is up to date and nothing need wake the writer.
+    /// How long until the `high` file wants to be written or synced; `None` when it is up to date and nothing need wake the
+    /// writer.
     pub(crate) fn high_due_in(&self) -> Option<Duration> {
-        let due = self.high_synced_at + HIGH_SYNC_EVERY;
-        self.high_is_behind
-            .then(|| due.saturating_sub(self.medium.now()))
+        let staged = self.high_is_unstaged.then(|| self.stage_due());
+        let synced = self.high_is_behind.then(|| self.sync_due());
+        let due = staged.into_iter().chain(synced).min()?;
+        Some(due.saturating_sub(self.medium.now()))
+    }
+
+    fn stage_due(&self) -> Duration {
+        self.high_staged_at + HIGH_STAGED_EVERY
+    }
+
+    fn sync_due(&self) -> Duration {
+        self.high_synced_at + HIGH_SYNC_EVERY
+    }
+
+    fn is_sync_overdue(&self) -> bool {
+        self.high_is_behind && self.medium.now() >= self.sync_due()
     }
 
     /// Executes what was queued. True when the last operation closed the log. On an error everybody who waits has been told,
@@ -383,7 +397,7 @@ impl<M: Medium> Writer<M> {
     async fn commit_log(&mut self, waiters: Waiters) -> Result<(), StoreError> {
         self.close_pack();
         self.staged = 0;
-        let overdue = self.high_due_in().is_some_and(|wait| wait.is_zero());
+        let overdue = self.is_sync_overdue();
         if overdue || self.must_sync_high {
             self.take_hint();
         }
@@ -400,7 +414,7 @@ impl<M: Medium> Writer<M> {
             }
             self.medium.settle()?;
             (self.high_is_unstaged, self.high_is_behind) = (true, true);
-            if self.medium.now() >= self.high_staged_at + HIGH_STAGED_EVERY {
+            if self.medium.now() >= self.stage_due() {
                 self.stage_high()?;
             }
             self.shared
@@ -422,7 +436,18 @@ impl<M: Medium> Writer<M> {
         }
     }
 
-    /// What is left to do when nothing was queued for a while.
+    /// What is due when nothing was queued for a while: see `high_due_in`.
+    pub(crate) async fn idle(&mut self) -> Result<(), StoreError> {
+        if self.is_sync_overdue() {
+            return self.rest().await;
+        }
+        if self.high_is_unstaged {
+            self.stage_high()?;
+        }
+        Ok(())
+    }
+
+    /// What is left to do when nothing more is queued.
     pub(crate) async fn rest(&mut self) -> Result<(), StoreError> {
         self.take_hint();
         if !self.batch.is_empty() {
@@ -511,8 +536,24 @@ mod tests {
     /// Keeps nothing but what was done, in which order.
     struct Steady {
         steps: Steps,
+        /// The step that fails.
+        fails: Option<&'static str>,
         now: Arc<Mutex<Duration>>,
         pages: NoPages,
+    }
+
+    impl Steady {
+        fn step(&self, name: &'static str) -> Result<(), StoreError> {
+            step(&self.steps, name);
+            match self.fails {
+                Some(fails) if fails == name => Err(StoreError::io(
+                    name,
+                    std::path::Path::new("steady"),
+                    std::io::Error::other("injected"),
+                )),
+                _ => Ok(()),
+            }
+        }
     }
 
     impl Medium for Steady {
@@ -525,18 +566,15 @@ mod tests {
         }
 
         fn apply(&mut self, _batch: Batch) -> Result<(), StoreError> {
-            step(&self.steps, "apply");
-            Ok(())
+            self.step("apply")
         }
 
         async fn sync(&mut self) -> Result<(), StoreError> {
-            step(&self.steps, "sync");
-            Ok(())
+            self.step("sync")
         }
 
         fn settle(&mut self) -> Result<(), StoreError> {
-            step(&self.steps, "settle");
-            Ok(())
+            self.step("settle")
         }
 
         fn read_high(&self) -> Result<[Vec<u8>; SLOTS], StoreError> {
@@ -544,18 +582,15 @@ mod tests {
         }
 
         fn write_high(&mut self, _slot: usize, _record: &[u8]) -> Result<(), StoreError> {
-            step(&self.steps, "write high");
-            Ok(())
+            self.step("write high")
         }
 
         async fn sync_high(&mut self) -> Result<(), StoreError> {
-            step(&self.steps, "sync high");
-            Ok(())
+            self.step("sync high")
         }
 
         fn close(&mut self) -> Result<(), StoreError> {
-            step(&self.steps, "close");
-            Ok(())
+            self.step("close")
         }
 
         fn now(&self) -> Duration {
@@ -571,9 +606,14 @@ mod tests {
 
     impl Scene {
         fn new() -> Self {
+            Self::failing(None)
+        }
+
+        fn failing(fails: Option<&'static str>) -> Self {
             let (steps, now) = (Steps::default(), Arc::new(Mutex::new(Duration::ZERO)));
             let medium = Steady {
                 steps: Arc::clone(&steps),
+                fails,
                 now: Arc::clone(&now),
                 pages: NoPages,
             };
@@ -604,18 +644,28 @@ mod tests {
 
         /// What was done for it, `told` where its caller was.
         async fn execute(&mut self, what: What) -> Result<Vec<&'static str>, StoreError> {
-            let steps = Arc::clone(&self.steps);
-            let done = move |outcome: Result<(), StoreError>| {
-                step(&steps, if outcome.is_ok() { "told" } else { "refused" });
+            self.execute_all(vec![what]).await?;
+            Ok(self.done())
+        }
+
+        async fn execute_all(&mut self, all: Vec<What>) -> Result<bool, StoreError> {
+            let op = |what| {
+                let steps = Arc::clone(&self.steps);
+                let done = move |outcome: Result<(), StoreError>| {
+                    step(&steps, if outcome.is_ok() { "told" } else { "refused" });
+                };
+                Op {
+                    what,
+                    done: Some(Box::new(done)),
+                    permit: None,
+                }
             };
-            let op = Op {
-                what,
-                done: Some(Box::new(done)),
-                permit: None,
-            };
-            self.writer.execute(vec![op]).await?;
-            let mut steps = self.steps.lock().unwrap_or_else(PoisonError::into_inner);
-            Ok(std::mem::take(&mut *steps))
+            let ops = all.into_iter().map(op).collect();
+            self.writer.execute(ops).await
+        }
+
+        fn done(&self) -> Vec<&'static str> {
+            std::mem::take(&mut *self.steps.lock().unwrap_or_else(PoisonError::into_inner))
         }
     }
 
@@ -642,6 +692,54 @@ mod tests {
         let expected = ["apply", "sync", "settle", "write high", "sync high", "told"];
         assert_eq!(steps, expected);
         Ok(())
+    }
+
+    #[tokio::test]
+    async fn an_append_beside_a_vote_waits_for_the_high_file_with_it() -> Result<(), StoreError> {
+        let mut scene = Scene::new();
+        let vote = What::Vote(Bytes::from_static(b"v"));
+        scene.execute_all(vec![entry(1), vote, entry(2)]).await?;
+        let steps = scene.done();
+        let synced = ["apply", "sync", "settle", "write high", "sync high"];
+        assert_eq!(steps, [&synced[..], &["told"; 3]].concat());
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn nobody_is_told_of_one_half_of_a_large_append() -> Result<(), StoreError> {
+        let mut scene = Scene::new();
+        let half = |index| Entry {
+            index,
+            bytes: Bytes::from(vec![7; STAGED_BYTES_MAX]),
+        };
+        let steps = scene.execute(What::Append(vec![half(1), half(2)])).await?;
+        let count = |name| steps.iter().filter(|step| **step == name).count();
+        assert_eq!((count("sync"), count("told")), (2, 1), "{steps:?}");
+        let told = steps.iter().position(|step| *step == "told");
+        assert!(
+            told > steps.iter().rposition(|step| *step == "sync"),
+            "{steps:?}"
+        );
+        Ok(())
+    }
+
+    #[tokio::test]
+    async fn a_failure_is_told_to_whoever_was_not_told_otherwise() {
+        for (fails, expected) in [
+            ("apply", &["apply", "refused"][..]),
+            ("sync", &["apply", "sync", "refused"]),
+            // Durable by then, and true: the next start reads it back.
+            ("settle", &["apply", "sync", "told", "settle"]),
+        ] {
+            let mut scene = Scene::failing(Some(fails));
+            let outcome = scene.execute_all(vec![entry(1)]).await;
+            assert!(outcome.is_err(), "{fails}");
+            assert_eq!(scene.done(), expected, "{fails}");
+            assert!(
+                scene.writer.shared.failure().is_some(),
+                "{fails}: nothing goes on"
+            );
+        }
     }
 
     #[tokio::test]
@@ -675,13 +773,25 @@ mod tests {
             "{}",
             count("write high")
         );
-        // When nothing more comes: what it lacks, and its sync.
-        assert!(scene.writer.high_due_in().is_some());
-        scene.writer.rest().await?;
-        let steps = scene.steps.lock().unwrap_or_else(PoisonError::into_inner);
-        assert!(steps.ends_with(&["sync high"]), "{steps:?}");
-        assert_eq!(scene.writer.high.reach.map(|(index, _)| index), Some(250));
-        assert_eq!(scene.writer.high_due_in(), None, "and it may sleep");
+        // When nothing more comes: what it lacks, within moments, and later its sync.
+        scene.later(Duration::from_millis(1));
+        scene.execute(entry(251)).await?;
+        let mut waited = Duration::ZERO;
+        while let Some(wait) = scene.writer.high_due_in() {
+            scene.later(wait);
+            waited += wait;
+            scene.writer.idle().await?;
+            if scene.writer.high.reach.map(|(index, _)| index) < Some(251) {
+                continue;
+            }
+            let steps = scene.done();
+            match steps.as_slice() {
+                ["write high"] => assert!(waited <= HIGH_STAGED_EVERY, "{waited:?}"),
+                ["sync high"] => assert!(waited <= HIGH_SYNC_EVERY, "{waited:?}"),
+                other => panic!("after {waited:?}: {other:?}"),
+            }
+        }
+        assert_eq!(scene.writer.high.reach.map(|(index, _)| index), Some(251));
         Ok(())
     }
 }

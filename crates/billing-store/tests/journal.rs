@@ -118,7 +118,10 @@ async fn a_torn_last_record_was_never_acknowledged_and_is_whole_or_absent() {
         assert_eq!(last_kept(&bytes), Some(20), "cut at {cut} of {last:?}");
     }
     assert_eq!(last_kept(&with), Some(22), "whole");
-    // Had it been acknowledged, its loss would be damage.
+    // Had it been acknowledged, and the `high` file had said so, as it does within moments and with each vote, its loss would be
+    // damage.
+    let vote = disk.log.save_vote(Bytes::from_static(b"vote"));
+    vote.await.expect("saves");
     let crashed = killed(&device);
     put(&crashed.node(), "journal", &without);
     damaged(&crashed, "durable up to entry 22");

@@ -211,16 +211,14 @@ impl Inner {
             .then_some(vote.leader_id)
     }
 
-    /// How long ago a majority was last heard; zero where this node alone is one.
-    pub(crate) fn silent_for(&self) -> Duration {
+    /// How long ago a majority was last heard; zero where this node alone is one, `None` before this leadership heard any.
+    pub(crate) fn heard_ago(&self) -> Option<Duration> {
         let metrics = self.raft.metrics();
         let metrics = metrics.borrow_watched();
         if metrics.membership_config.voter_ids().count() <= 1 {
-            return Duration::ZERO;
+            return Some(Duration::ZERO);
         }
-        metrics
-            .last_quorum_acked
-            .map_or(Duration::ZERO, |acked| acked.elapsed())
+        metrics.last_quorum_acked.map(|acked| acked.elapsed())
     }
 
     /// The members as the membership in force says; those configured, before there is one.

@@ -445,7 +445,7 @@ pub(crate) async fn ready_leadership(node: &Inner) -> Result<LeaderId, CallError
             return Err(CallError::not_applied("this node was elected and could not begin to lead"));
         }
     };
-    if node.silent_for() > patience {
+    if node.heard_ago().is_some_and(|ago| ago > patience) {
         return Err(CallError::not_applied(
             "this node leads without having heard from a majority lately",
         ));

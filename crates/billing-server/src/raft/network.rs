@@ -55,7 +55,8 @@ pub struct Network {
     pub fail_stop: FailStop,
 }
 
-/// Whether this node keeps what it would append elsewhere, heartbeats included, to itself. Clones are the same.
+/// Whether this node keeps what it would append elsewhere, heartbeats included, to itself; what a stream sent before is on its
+/// way. Clones are the same.
 #[derive(Clone, Default)]
 pub struct Silence(Arc<AtomicBool>);
 
@@ -64,8 +65,12 @@ impl Silence {
         self.0.store(silent, Ordering::Relaxed);
     }
 
+    fn is_kept(&self) -> bool {
+        self.0.load(Ordering::Relaxed)
+    }
+
     fn check(&self) -> Rpc<()> {
-        if self.0.load(Ordering::Relaxed) {
+        if self.is_kept() {
             let kept =
                 Status::unavailable("this node heard no majority, and is silent for a while");
             return Err(failure(kept));
@@ -271,8 +276,11 @@ impl RaftNetworkV2<TypeConfig> for PeerClient {
                 first.get_or_init(|| request.vote);
                 payload("append", &request)
             });
-            // What cannot be encoded ends the stream: to leave it out would be a hole in the other's log.
-            let requests = requests.take_while(|request| std::future::ready(request.is_ok()));
+            // What cannot be encoded ends the stream, as silence does: to leave it out would be a hole in the other's log.
+            let silence = self.network.silence.clone();
+            let requests = requests.take_while(move |request| {
+                std::future::ready(request.is_ok() && !silence.is_kept())
+            });
             let requests = requests.filter_map(|request| std::future::ready(request.ok()));
             let opened = match tokio::time::timeout(limit, self.open(requests)).await {
                 Ok(opened) => opened,

@@ -8,7 +8,8 @@ use anyhow::Result;
 use billing_core::Command;
 use billing_server::node::NodeConfig;
 
-/// Into the leader's silence, which begins after an election timeout and a heartbeat and lasts for three timeouts.
+/// Into the leader's silence, which begins after an election timeout and a heartbeat and lasts for four timeouts, or until
+/// others answer.
 const CUT_TIMEOUTS: u32 = 2;
 
 fn plain(_: &mut NodeConfig) {}

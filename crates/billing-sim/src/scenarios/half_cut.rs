@@ -12,7 +12,7 @@ use crate::machines::node_name;
 use crate::world::{Setting, World};
 
 /// A leader that hears nobody, or whom nobody hears, is succeeded by one who does, however it was cut off.
-const SUCCEEDED_WITHIN: Duration = Duration::from_secs(6);
+const SUCCEEDED_WITHIN: Duration = Duration::from_secs(7);
 /// Until the others have elected somebody, and whoever led before knows.
 const SETTLES_WITHIN: Duration = Duration::from_secs(15);
 const LASTS: Duration = Duration::from_secs(20);
