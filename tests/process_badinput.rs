@@ -119,8 +119,13 @@ async fn ends(process: &mut Process, code: i32, words: &[&str]) -> Result<()> {
 }
 
 async fn serves(process: &mut Process) -> Result<()> {
+    says(process, "serving=true").await
+}
+
+/// The process logs these words, and has not ended before. Its log is all that another process shows.
+async fn says(process: &mut Process, words: &str) -> Result<()> {
     let seen = async {
-        while !said(process).contains("serving=true") {
+        while !said(process).contains(words) {
             if let Some(status) = process.exited()? {
                 bail!("it ended ({status})");
             }
@@ -131,7 +136,7 @@ async fn serves(process: &mut Process) -> Result<()> {
     match timeout(PATIENCE, seen).await {
         Ok(Ok(())) => Ok(()),
         Ok(Err(error)) => bail!("{error}:\n{}", said(process)),
-        Err(_) => bail!("it does not serve:\n{}", said(process)),
+        Err(_) => bail!("it does not say `{words}`:\n{}", said(process)),
     }
 }
 
@@ -605,15 +610,7 @@ async fn connections_leave_the_node_the_files_that_it_needs() -> Result<()> {
     while crowd.len() < CONNECTIONS + 20 {
         crowd.push(tokio::net::TcpStream::connect(&place.listen).await?);
     }
-    let refused = async {
-        while !said(&process).contains("client connections are refused") {
-            tokio::time::sleep(LOOK_AGAIN).await;
-        }
-    };
-    ensure!(
-        timeout(PATIENCE, refused).await.is_ok(),
-        "nobody is refused"
-    );
+    says(&mut process, "client connections are refused").await?;
     // With all of them there: the disk is written, read and synced, files are made and opened.
     let mut cluster = v1::cluster_service_client::ClusterServiceClient::new(channel);
     let snapshot = cluster.take_snapshot(v1::TakeSnapshotRequest::default());
